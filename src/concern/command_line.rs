@@ -1,0 +1,103 @@
+//! sshd's command line (`SSHD_OPTS` in /etc/default/ssh): it wins over every file, unseen.
+
+use super::listening::Listening;
+use crate::error::Refusal;
+use crate::observe::Observed;
+use crate::plan::{FileChange, Part};
+use crate::spec::Spec;
+use crate::sshd::options;
+
+/// The command line as it will be, and the file that differs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rewritten {
+    /// The changed environment file.
+    pub part: Part,
+    /// Options that set keywords, as sshd will get them.
+    pub words: Vec<String>,
+}
+
+/// Removes options that would defeat the spec from the environment file.
+///
+/// # Errors
+/// Refuses where the option stands in the unit itself, or selects another configuration file.
+pub(crate) fn rewrite(
+    spec: &Spec,
+    observed: &Observed,
+    listening: &Listening,
+) -> Result<Rewritten, Refusal> {
+    let line = &observed.command_line;
+    refuse_other_file(observed)?;
+    let mut keywords = listening.keywords();
+    if !listening.ports.is_empty() {
+        // -p, and -4 or -6 where the spec names addresses, all decide where sshd listens.
+        keywords.push("ListenAddress".to_owned());
+    }
+    if spec.ssh.listen.is_some() {
+        keywords.push("AddressFamily".to_owned());
+    }
+    keywords.extend(spec.ssh.settings.iter().map(|setting| setting.keyword.clone()));
+    refuse_fixed(observed, &keywords)?;
+
+    let kept = options::without(&line.words, &keywords);
+    let mut after = line.clone();
+    after.words.clone_from(&kept);
+    let words = after.settings();
+    if kept == line.words {
+        return Ok(Rewritten { words, ..Rewritten::default() });
+    }
+    let Some(file) = &line.file else { return Ok(Rewritten { words, ..Rewritten::default() }) };
+    let assignment = format!("{}=\"{}\"", line.variable, kept.join(" "));
+    let at = options::variable(&file.text, &line.variable).map(|(index, _)| index);
+    let text: Vec<&str> = file.text.split('\n').collect();
+    let after: Vec<&str> = text
+        .iter()
+        .enumerate()
+        .map(|(index, line)| if Some(index) == at { assignment.as_str() } else { line })
+        .collect();
+    let removed: Vec<String> = options::parse(&line.words)
+        .into_iter()
+        .filter(|option| option.sets_any(&keywords))
+        .map(|option| option.words.join(" "))
+        .collect();
+    let change = FileChange {
+        path: file.real.clone(),
+        before: Some(file.text.clone()),
+        after: Some(after.join("\n")),
+        meta: file.meta.clone(),
+        concern: "sshd",
+        reason: format!(
+            "`{}` on sshd's command line wins over every file, and sshd -T does not show it.",
+            removed.join(" ")
+        ),
+    };
+    Ok(Rewritten { part: Part { files: vec![change], warnings: Vec::new() }, words })
+}
+
+fn refuse_other_file(observed: &Observed) -> Result<(), Refusal> {
+    let all = options::parse(&observed.command_line.all());
+    let other = all.iter().find(|option| option.words.first().is_some_and(|w| w.starts_with("-f")));
+    let Some(option) = other else { return Ok(()) };
+    let unit = &observed.service.name;
+    Err(Refusal::new(
+        "other-config",
+        format!("{unit} starts sshd with `{}`", option.words.join(" ")),
+        "harden manages /etc/ssh/sshd_config: remove the -f option first",
+    ))
+}
+
+fn refuse_fixed(observed: &Observed, keywords: &[String]) -> Result<(), Refusal> {
+    let fixed = options::parse(&observed.command_line.fixed);
+    let Some(option) = fixed.iter().find(|option| option.sets_any(keywords)) else { return Ok(()) };
+    let service = &observed.service;
+    let file = service.drop_ins.last().unwrap_or(&service.fragment);
+    Err(Refusal::new(
+        "shadowed",
+        format!(
+            "{} starts sshd with `{}`, which wins over the spec (ExecStart in {})",
+            service.name,
+            option.words.join(" "),
+            file.display()
+        ),
+        "remove the option from the unit first; harden does not rewrite ExecStart",
+    ))
+}

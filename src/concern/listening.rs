@@ -1,0 +1,289 @@
+//! Where sshd shall listen, and which unit shall hold the sockets.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::error::Refusal;
+use crate::observe::{Observed, Owner, Verdict};
+use crate::spec::{SocketMode, Spec};
+use crate::sshd::Effective;
+use crate::sshd::effective::{addresses, ports};
+
+/// sshd serves at most this many sockets (servconf.h, `MAX_LISTEN_SOCKS`).
+const MAX_SOCKETS: usize = 16;
+
+/// Who binds the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// sshd itself, in ssh.service.
+    Service,
+    /// systemd, for ssh.socket.
+    Socket,
+}
+
+/// The listeners that the spec asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listening {
+    /// Who binds the port.
+    pub mode: Mode,
+    /// The unit of that mode.
+    pub owner: String,
+    /// All endpoints, sorted.
+    pub endpoints: Vec<SocketAddr>,
+    /// `Port` lines to write; empty leaves sshd's own lines alone.
+    pub ports: Vec<u16>,
+    /// `ListenAddress` lines to write; empty leaves sshd's own lines alone.
+    pub addresses: Vec<IpAddr>,
+    /// `AddressFamily any` has to be written, because another line narrows it.
+    pub any_family: bool,
+}
+
+impl Listening {
+    /// The keywords that these listeners take over from other files.
+    pub fn keywords(&self) -> Vec<String> {
+        let mut keywords = Vec::new();
+        if !self.ports.is_empty() {
+            keywords.push("Port".to_owned());
+        }
+        if !self.addresses.is_empty() {
+            keywords.push("ListenAddress".to_owned());
+        }
+        if self.any_family {
+            keywords.push("AddressFamily".to_owned());
+        }
+        keywords
+    }
+
+    /// The lines of sshd_config that ask for them.
+    pub fn lines(&self) -> Vec<String> {
+        let family = self.any_family.then(|| "AddressFamily any".to_owned());
+        let ports = self.ports.iter().map(|port| format!("Port {port}"));
+        let addresses = self.addresses.iter().map(|address| format!("ListenAddress {address}"));
+        family.into_iter().chain(ports).chain(addresses).collect()
+    }
+}
+
+/// Works out the endpoints from the spec, and from the host where the spec is silent.
+pub(crate) fn desired(spec: &Spec, observed: &Observed) -> Result<Listening, Refusal> {
+    let mode = mode(spec.ssh.socket, observed);
+    if mode == Mode::Socket && !observed.socket.exists() {
+        return Err(Refusal::new(
+            "no-socket-unit",
+            format!(
+                "`socket: enabled`, but there is no socket unit beside {}",
+                observed.service.name
+            ),
+            "this distribution does not ship one: use `socket: disabled`",
+        ));
+    }
+    let owner = match mode {
+        Mode::Service => observed.service.name.clone(),
+        Mode::Socket => observed.socket.name.clone(),
+    };
+    let effective = effective(observed)?;
+    let now = present(mode, observed, &effective);
+    let family = family(spec, &effective);
+    let mut endpoints = wanted(spec, observed, &now)?;
+    endpoints.retain(|endpoint| family.allows(endpoint.ip()));
+    endpoints.sort();
+    check(&endpoints)?;
+
+    let managed = spec.ssh.ports.is_some() || spec.ssh.listen.is_some();
+    let ports = if managed { ports_of(spec, &endpoints) } else { Vec::new() };
+    let addresses = addresses_to_write(spec, observed, managed, &endpoints);
+    Ok(Listening {
+        mode,
+        owner,
+        any_family: family == Family::MustBeAny,
+        endpoints,
+        ports,
+        addresses,
+    })
+}
+
+fn mode(asked: SocketMode, observed: &Observed) -> Mode {
+    let socket_now = observed.socket.is_active()
+        || (!observed.service.is_active() && observed.socket.is_enabled());
+    match asked {
+        SocketMode::Disabled => Mode::Service,
+        SocketMode::Enabled => Mode::Socket,
+        SocketMode::Keep if socket_now => Mode::Socket,
+        SocketMode::Keep => Mode::Service,
+    }
+}
+
+/// What sshd says is in effect; without root, what its files say of the listeners.
+fn effective(observed: &Observed) -> Result<Effective, Refusal> {
+    match &observed.effective {
+        Verdict::Valid(effective) => Ok(effective.clone()),
+        Verdict::Invalid(said) => Err(Refusal::new(
+            "config-invalid",
+            format!("sshd refuses the present configuration:\n{said}"),
+            "correct or remove that line first; harden will not build on a configuration that \
+             sshd cannot read",
+        )),
+        Verdict::Unseen(_) => Ok(from_files(observed)),
+    }
+}
+
+fn from_files(observed: &Observed) -> Effective {
+    let value = |keyword: &str| -> Vec<String> {
+        let lines = observed.config.global(keyword);
+        lines.into_iter().filter_map(|line| line.directive.args.into_iter().next()).collect()
+    };
+    let ports = Some(value("Port")).filter(|ports| !ports.is_empty());
+    let hosts = Some(value("ListenAddress")).filter(|hosts| !hosts.is_empty());
+    let hosts = hosts.unwrap_or_else(|| vec!["0.0.0.0".into(), "::".into()]);
+    let mut output = String::new();
+    for port in ports.unwrap_or_else(|| vec!["22".to_owned()]) {
+        for host in &hosts {
+            let address = match host.parse::<IpAddr>() {
+                Ok(IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
+                Ok(IpAddr::V4(v4)) => format!("{v4}:{port}"),
+                Err(_) => host.clone(),
+            };
+            output.push_str(&format!("listenaddress {address}\n"));
+        }
+    }
+    Effective::parse(&output)
+}
+
+/// The endpoints from which a silent spec inherits.
+///
+/// While systemd holds the port, sshd_config's addresses are ignored, and the socket's count; on
+/// the way to ssh.service, sshd_config's count again.
+fn present(mode: Mode, observed: &Observed, effective: &Effective) -> Vec<SocketAddr> {
+    let held: Vec<SocketAddr> = observed
+        .listeners
+        .iter()
+        .filter(|listener| listener.owner == Owner::Unit(observed.socket.name.clone()))
+        .flat_map(crate::observe::Listener::serves)
+        .collect();
+    let configured = configured(observed);
+    let mut now = match mode {
+        Mode::Socket if !held.is_empty() => held,
+        Mode::Socket if observed.socket.is_active() && !configured.is_empty() => configured,
+        _ => effective.listen(),
+    };
+    if !observed.ipv6 {
+        now.retain(SocketAddr::is_ipv4);
+    }
+    now
+}
+
+/// The endpoints that ssh.socket would serve as it is configured (systemd.socket(5)).
+pub(crate) fn configured(observed: &Observed) -> Vec<SocketAddr> {
+    let dual = observed.socket.bind_ipv6_only != "ipv6-only";
+    let mut endpoints = Vec::new();
+    for endpoint in observed.socket.listen.iter().filter_map(|at| at.parse::<SocketAddr>().ok()) {
+        if endpoint.is_ipv6() && endpoint.ip().is_unspecified() && dual {
+            endpoints.push(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), endpoint.port()));
+        }
+        endpoints.push(endpoint);
+    }
+    endpoints.sort();
+    endpoints.dedup();
+    endpoints
+}
+
+fn wanted(
+    spec: &Spec,
+    observed: &Observed,
+    now: &[SocketAddr],
+) -> Result<Vec<SocketAddr>, Refusal> {
+    if spec.ssh.ports.is_none() && spec.ssh.listen.is_none() {
+        return Ok(now.to_vec());
+    }
+    let listen = match &spec.ssh.listen {
+        Some(listen) => listen.clone(),
+        None => addresses(now),
+    };
+    if let Some(v6) = listen.iter().find(|address| address.is_ipv6() && !observed.ipv6) {
+        return Err(Refusal::new(
+            "no-ipv6",
+            format!("the spec listens on {v6}, but this kernel has no IPv6"),
+            "remove the address from `ssh.listen`, or enable IPv6 (kernel parameter ipv6.disable)",
+        ));
+    }
+    let ports = spec.ssh.ports.clone().unwrap_or_else(|| ports(now));
+    let all = ports.iter().flat_map(|port| listen.iter().map(|ip| SocketAddr::new(*ip, *port)));
+    Ok(all.collect())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Any,
+    V4,
+    V6,
+    /// An existing `AddressFamily` excludes an address of the spec and has to be overruled.
+    MustBeAny,
+}
+
+impl Family {
+    fn allows(self, address: IpAddr) -> bool {
+        match self {
+            Self::Any | Self::MustBeAny => true,
+            Self::V4 => address.is_ipv4(),
+            Self::V6 => address.is_ipv6(),
+        }
+    }
+}
+
+fn family(spec: &Spec, effective: &Effective) -> Family {
+    let of = |value: &str| match value.to_ascii_lowercase().as_str() {
+        "inet" => Family::V4,
+        "inet6" => Family::V6,
+        _ => Family::Any,
+    };
+    let setting =
+        spec.ssh.settings.iter().find(|s| s.keyword.eq_ignore_ascii_case("AddressFamily"));
+    if let Some(value) = setting.and_then(|setting| setting.lines.first()) {
+        return of(value);
+    }
+    let now = effective.get("addressfamily").first().map_or(Family::Any, |value| of(value));
+    let excluded =
+        spec.ssh.listen.as_ref().is_some_and(|listen| listen.iter().any(|ip| !now.allows(*ip)));
+    if excluded { Family::MustBeAny } else { Family::Any }
+}
+
+fn check(endpoints: &[SocketAddr]) -> Result<(), Refusal> {
+    if endpoints.is_empty() {
+        return Err(Refusal::new(
+            "no-endpoint",
+            "sshd would listen nowhere: no address is left",
+            "give `ssh.listen` an address of the family that `AddressFamily` allows",
+        ));
+    }
+    if endpoints.len() > MAX_SOCKETS {
+        let count = endpoints.len();
+        return Err(Refusal::new(
+            "too-many-endpoints",
+            format!("{count} addresses and ports, but sshd serves at most {MAX_SOCKETS}"),
+            "shorten `ssh.port` or `ssh.listen`",
+        ));
+    }
+    Ok(())
+}
+
+fn ports_of(spec: &Spec, endpoints: &[SocketAddr]) -> Vec<u16> {
+    spec.ssh.ports.clone().unwrap_or_else(|| ports(endpoints))
+}
+
+/// `ListenAddress` lines are written where the spec gives addresses, or where an existing line
+/// carries a port of its own and would ignore `Port`.
+fn addresses_to_write(
+    spec: &Spec,
+    observed: &Observed,
+    managed: bool,
+    endpoints: &[SocketAddr],
+) -> Vec<IpAddr> {
+    if let Some(listen) = &spec.ssh.listen {
+        return listen.clone();
+    }
+    let own_port = |text: &String| {
+        text.parse::<SocketAddr>().is_ok()
+            || (text.parse::<Ipv6Addr>().is_err() && text.contains(':'))
+    };
+    let lines = observed.config.global("ListenAddress");
+    let bound = lines.iter().any(|line| line.directive.args.first().is_some_and(own_port));
+    if managed && bound { addresses(endpoints) } else { Vec::new() }
+}

@@ -1,0 +1,279 @@
+//! sshd's configuration files: one place for what the spec says, and nothing that defeats it.
+
+use std::path::Path;
+
+use super::listening::Listening;
+use crate::error::Refusal;
+use crate::observe::Observed;
+use crate::plan::{FileChange, Part};
+use crate::spec::Spec;
+use crate::sshd::keywords::{Repeats, repeats, same};
+use crate::sshd::syntax::parse_line;
+use crate::sshd::tree::pattern_reads;
+use crate::sshd::{ConfigFile, ConfigTree};
+use crate::sys::files::Meta;
+
+/// The drop-in: it sorts before cloud-init's 50- and nearly everything else.
+pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-harden.conf";
+
+const HEADER: &str =
+    "# Written by harden. `harden apply` replaces this file: change the spec instead.\n";
+const BEGIN: &str = "# BEGIN harden: `harden apply` replaces these lines; change the spec instead.";
+const END: &str = "# END harden";
+/// In front of a line of someone else's that the spec replaces; taken off again when it no
+/// longer does.
+const SET_ASIDE: &str = "#harden# ";
+
+/// The configuration as it will be, and the files that differ.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rewritten {
+    /// Changed files and warnings.
+    pub part: Part,
+    /// All files as they will be.
+    pub candidate: ConfigTree,
+}
+
+/// Writes the spec's settings where they win, and sets aside lines that would add to them.
+pub(crate) fn rewrite(
+    spec: &Spec,
+    observed: &Observed,
+    listening: &Listening,
+) -> Result<Rewritten, Refusal> {
+    let lines = own_lines(spec, listening);
+    let mut keywords = listening.keywords();
+    keywords.extend(spec.ssh.settings.iter().map(|setting| setting.keyword.clone()));
+
+    let mut tree = without_harden(&observed.config);
+    let aside = set_aside(&mut tree, &lines, &keywords);
+    let (candidate, placed) = place(&tree, &lines, &keywords);
+
+    let mut files = Vec::new();
+    for file in &candidate.files {
+        let before = observed.config.file(&file.path);
+        if before.is_some_and(|before| before.text == file.text) {
+            continue;
+        }
+        refuse_lossy(file)?;
+        files.push(FileChange {
+            path: file.real.clone(),
+            before: before.map(|before| before.text.clone()),
+            after: Some(file.text.clone()),
+            meta: file.meta.clone(),
+            concern: "sshd",
+            reason: reason(file, placed, &aside),
+        });
+    }
+    for gone in observed.config.files.iter().filter(|file| candidate.file(&file.path).is_none()) {
+        files.push(FileChange {
+            path: gone.real.clone(),
+            before: Some(gone.text.clone()),
+            after: None,
+            meta: gone.meta.clone(),
+            concern: "sshd",
+            reason: "The spec leaves nothing to write here.".to_owned(),
+        });
+    }
+    let warnings = match_warnings(&candidate, &keywords);
+    Ok(Rewritten { part: Part { files, warnings }, candidate })
+}
+
+/// The lines that the spec asks for, without any file around them.
+pub(crate) fn own_lines(spec: &Spec, listening: &Listening) -> Vec<String> {
+    let settings = spec.ssh.settings.iter().flat_map(|setting| {
+        setting.lines.iter().map(move |line| format!("{} {line}", setting.keyword))
+    });
+    listening.lines().into_iter().chain(settings).collect()
+}
+
+/// The configuration as it would be had harden never written to it.
+fn without_harden(tree: &ConfigTree) -> ConfigTree {
+    let mut tree = tree.clone();
+    tree.files.retain(|file| file.path != Path::new(DROP_IN));
+    for paths in tree.includes.values_mut() {
+        paths.retain(|path| path != Path::new(DROP_IN));
+    }
+    for file in &mut tree.files {
+        file.text = without_block(&file.text);
+        file.text = map_lines(&file.text, |_, line| {
+            line.strip_prefix(SET_ASIDE).unwrap_or(line).to_owned()
+        });
+    }
+    tree
+}
+
+fn without_block(text: &str) -> String {
+    let mut inside = false;
+    text.split_inclusive('\n')
+        .filter(|line| {
+            let line = line.trim_end();
+            let begins = line == BEGIN;
+            let ends = inside && line == END;
+            inside = (inside || begins) && !ends;
+            !(inside || ends)
+        })
+        .collect()
+}
+
+/// Rewrites a text line by line and keeps every line ending.
+fn map_lines(text: &str, mut change: impl FnMut(usize, &str) -> String) -> String {
+    text.split('\n')
+        .enumerate()
+        .map(|(index, line)| change(index, line))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Comments out lines elsewhere that would add to the spec's; returns where they stood.
+fn set_aside(tree: &mut ConfigTree, own: &[String], keywords: &[String]) -> Vec<(String, usize)> {
+    let own: Vec<_> = own.iter().filter_map(|line| parse_line(line)).collect();
+    let adds = |keyword: &str, args: &[String]| match repeats(keyword) {
+        Repeats::FirstWins => false,
+        Repeats::Accumulates => keywords.iter().any(|ours| same(ours, keyword)),
+        Repeats::OnePerName => own.iter().any(|line| {
+            line.is(keyword)
+                && line.args.first().map(|n| n.to_ascii_lowercase())
+                    == args.first().map(|n| n.to_ascii_lowercase())
+        }),
+    };
+    let places: Vec<(String, usize)> = tree
+        .lines()
+        .iter()
+        .filter(|line| line.context.is_none())
+        .filter(|line| adds(&line.directive.keyword, &line.directive.args))
+        .map(|line| (line.path.to_string_lossy().into_owned(), line.number))
+        .collect();
+    for file in &mut tree.files {
+        let path = file.path.to_string_lossy().into_owned();
+        file.text = map_lines(&file.text, |index, line| {
+            if places.contains(&(path.clone(), index + 1)) {
+                format!("{SET_ASIDE}{line}")
+            } else {
+                line.to_owned()
+            }
+        });
+    }
+    places
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Placed {
+    Nowhere,
+    DropIn,
+    Block,
+}
+
+/// Puts the lines into the drop-in if it is read early enough, else at the top of the main file.
+fn place(tree: &ConfigTree, lines: &[String], keywords: &[String]) -> (ConfigTree, Placed) {
+    if lines.is_empty() {
+        return (tree.clone(), Placed::Nowhere);
+    }
+    let dropped = with_drop_in(tree, lines);
+    if wins(&dropped, keywords) {
+        return (dropped, Placed::DropIn);
+    }
+    let mut blocked = tree.clone();
+    let block: String = [BEGIN]
+        .into_iter()
+        .chain(lines.iter().map(String::as_str))
+        .chain([END])
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let main = blocked.main.clone();
+    for file in blocked.files.iter_mut().filter(|file| file.path == main) {
+        file.text.insert_str(0, &block);
+    }
+    (blocked, Placed::Block)
+}
+
+fn with_drop_in(tree: &ConfigTree, lines: &[String]) -> ConfigTree {
+    let mut tree = tree.clone();
+    let path = Path::new(DROP_IN);
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    tree.files.push(ConfigFile {
+        path: path.to_owned(),
+        real: path.to_owned(),
+        text: format!("{HEADER}{text}"),
+        meta: Meta::root(0o644),
+    });
+    for (pattern, paths) in &mut tree.includes {
+        if pattern_reads(pattern, path) {
+            paths.push(path.to_owned());
+            paths.sort();
+        }
+    }
+    tree
+}
+
+/// Whether the drop-in is read, outside any Match, and before every other line of its keywords.
+fn wins(tree: &ConfigTree, keywords: &[String]) -> bool {
+    let lines = tree.lines();
+    keywords.iter().all(|keyword| {
+        lines
+            .iter()
+            .filter(|line| line.context.is_none())
+            .find(|line| same(&line.directive.keyword, keyword))
+            .is_some_and(|line| line.path == Path::new(DROP_IN))
+    })
+}
+
+fn refuse_lossy(file: &ConfigFile) -> Result<(), Refusal> {
+    if !file.text.contains('\u{fffd}') {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "not-utf8",
+        format!("{} has to change, but it is not UTF-8 text", file.path.display()),
+        "convert the file to UTF-8, or move the lines in question to a file of their own",
+    ))
+}
+
+fn reason(file: &ConfigFile, placed: Placed, aside: &[(String, usize)]) -> String {
+    let path = file.path.to_string_lossy();
+    if file.path == Path::new(DROP_IN) {
+        return "sshd takes the first value that it reads, and this file is read before the \
+                others."
+            .to_owned();
+    }
+    let lines: Vec<String> = aside
+        .iter()
+        .filter(|(other, _)| *other == path)
+        .map(|(_, number)| number.to_string())
+        .collect();
+    let set_aside = match lines.as_slice() {
+        [] => None,
+        [line] => {
+            Some(format!("Line {line} would add to the spec's values, not give way to them."))
+        }
+        lines => {
+            let lines = lines.join(", ");
+            Some(format!("Lines {lines} would add to the spec's values, not give way to them."))
+        }
+    };
+    let block = (placed == Placed::Block && file.text.starts_with(BEGIN)).then(|| {
+        "No drop-in is read early enough to win, so the spec's lines stand at the top.".to_owned()
+    });
+    let reasons: Vec<String> = block.into_iter().chain(set_aside).collect();
+    if reasons.is_empty() {
+        "Lines that an earlier spec set aside come back.".to_owned()
+    } else {
+        reasons.join(" ")
+    }
+}
+
+/// Match blocks win over everything outside them, for the connections that they match.
+fn match_warnings(tree: &ConfigTree, keywords: &[String]) -> Vec<String> {
+    tree.lines()
+        .iter()
+        .filter(|line| keywords.iter().any(|keyword| same(keyword, &line.directive.keyword)))
+        .filter_map(|line| {
+            let criteria = line.context.as_ref()?;
+            let keyword = &line.directive.keyword;
+            let value = line.directive.args.join(" ");
+            let place = line.place();
+            Some(format!(
+                "{place}: `{keyword} {value}` stands in `Match {criteria}` and wins over the \
+                 spec for those connections"
+            ))
+        })
+        .collect()
+}

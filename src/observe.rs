@@ -1,0 +1,542 @@
+//! The second stage: what the host is like now. Reads, and changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Refusal};
+use crate::sshd::syntax::parse_line;
+use crate::sshd::tree::absolute;
+use crate::sshd::{ConfigFile, ConfigTree, Effective, options};
+use crate::sys::files::Meta;
+use crate::sys::process::Process;
+use crate::sys::sockets::{self, Socket};
+use crate::sys::systemd::Systemd;
+use crate::sys::units::Unit;
+use crate::sys::{self, Command, Files, Image};
+
+/// The main configuration file that Debian's and most other sshd builds read.
+pub const MAIN_CONFIG: &str = "/etc/ssh/sshd_config";
+/// Debian's and Ubuntu's units do not start sshd while this file exists.
+pub const NOT_TO_BE_RUN: &str = "/etc/ssh/sshd_not_to_be_run";
+/// Where administrators' unit files, drop-ins and enablement links are.
+pub const UNIT_FOLDER: &str = "/etc/systemd/system";
+
+/// Everything about a host that a plan depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Observed {
+    /// Host name.
+    pub host: String,
+    /// Distribution, as it calls itself.
+    pub os: String,
+    /// Whether the kernel has IPv6.
+    pub ipv6: bool,
+    /// sshd's configuration files.
+    pub config: ConfigTree,
+    /// What sshd makes of them.
+    pub effective: Verdict,
+    /// ssh.service's sshd started before a file that it reads last changed.
+    pub stale: bool,
+    /// `/etc/ssh/sshd_not_to_be_run` exists.
+    pub not_to_be_run: bool,
+    /// sshd's command line, as ssh.service starts it.
+    pub command_line: CommandLine,
+    /// ssh.service, or sshd.service where that is its name.
+    pub service: Unit,
+    /// The socket unit of the same name; absent on some distributions.
+    pub socket: Unit,
+    /// Text of the two units' own files and drop-ins.
+    pub unit_files: BTreeMap<PathBuf, ConfigFile>,
+    /// Enablement links and aliases of the two units: those that are there, with their targets,
+    /// and those that enabling would make.
+    pub links: BTreeMap<PathBuf, Option<PathBuf>>,
+    /// Listening TCP sockets.
+    pub listeners: Vec<Listener>,
+    /// Folders that a plan may need and that are not there.
+    pub missing_folders: Vec<PathBuf>,
+    /// What could not be seen, and why.
+    pub unseen: Vec<String>,
+}
+
+/// What `sshd -T` says of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It is valid, and these values are in effect.
+    Valid(Effective),
+    /// sshd refuses it, in these words.
+    Invalid(String),
+    /// sshd could not be asked, for this reason.
+    Unseen(String),
+}
+
+impl Default for Verdict {
+    fn default() -> Self {
+        Self::Valid(Effective::default())
+    }
+}
+
+/// sshd's command line: what stands there wins over every file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CommandLine {
+    /// Words that stand in the unit itself.
+    pub fixed: Vec<String>,
+    /// Words that come from the environment file.
+    pub words: Vec<String>,
+    /// The variable that holds them (`SSHD_OPTS`, `OPTIONS`).
+    pub variable: String,
+    /// The environment file, where there is one.
+    pub file: Option<ConfigFile>,
+}
+
+impl CommandLine {
+    /// All words, in order of appearance.
+    pub fn all(&self) -> Vec<String> {
+        self.fixed.iter().chain(&self.words).cloned().collect()
+    }
+
+    /// The options that set a keyword, in the form that `sshd -T` takes too.
+    pub fn settings(&self) -> Vec<String> {
+        options::parse(&self.all())
+            .into_iter()
+            .filter(|option| option.sets.is_some())
+            .flat_map(|option| option.words)
+            .collect()
+    }
+}
+
+/// A listening TCP socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Local address; unspecified for all.
+    pub address: IpAddr,
+    /// Local port.
+    pub port: u16,
+    /// An IPv6 socket that serves IPv6 alone (`IPV6_V6ONLY`); true for IPv4.
+    pub v6only: bool,
+    /// Who holds it.
+    pub owner: Owner,
+    /// Whether sshd answers here.
+    pub ssh: bool,
+}
+
+/// Who holds a listening socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// A unit: a socket that systemd holds, or a service's main process.
+    Unit(String),
+    /// A process that is no unit's main process, an orphaned sshd for one.
+    Process(Process),
+    /// Nobody that this user may see.
+    Unseen,
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unit(name) => f.write_str(name),
+            Self::Process(process) => write!(f, "{} (pid {})", process.name, process.pid),
+            Self::Unseen => f.write_str("unknown"),
+        }
+    }
+}
+
+impl Listener {
+    /// The endpoints it serves: a dual-stack socket serves IPv4 too.
+    pub fn serves(&self) -> Vec<SocketAddr> {
+        let own = SocketAddr::new(self.address, self.port);
+        let dual = self.address.is_ipv6() && self.address.is_unspecified() && !self.v6only;
+        let v4 = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), self.port);
+        if dual { vec![v4, own] } else { vec![own] }
+    }
+}
+
+impl Observed {
+    /// What differs between two observations, one sentence each. Process ids and start times do
+    /// not count: a restart that changes nothing else is no difference.
+    ///
+    /// With `orphans_gone`, listeners of orphaned processes in `self` need not be there again.
+    pub fn differences(&self, now: &Self, orphans_gone: bool) -> Vec<String> {
+        let mut moved = Vec::new();
+        let texts = |tree: &Self| -> BTreeMap<PathBuf, ConfigFile> {
+            let own = tree.config.files.iter().chain(&tree.command_line.file);
+            let units = tree.unit_files.values();
+            own.chain(units).map(|file| (file.path.clone(), file.clone())).collect()
+        };
+        moved.extend(compare(&texts(self), &texts(now), |path, was, is| match (was, is) {
+            (Some(_), None) => format!("{} is gone", path.display()),
+            (None, Some(_)) => format!("{} is new", path.display()),
+            _ => format!("{} changed", path.display()),
+        }));
+        moved.extend(compare(&self.links, &now.links, |path, _, _| {
+            format!("the link {} changed", path.display())
+        }));
+        for (was, is) in [(&self.socket, &now.socket), (&self.service, &now.service)] {
+            // In socket mode sshd comes and goes with the connections.
+            let on_demand = self.socket.is_active() && now.socket.is_active();
+            let same_run = was.active == is.active || (on_demand && was.name == self.service.name);
+            if was.load != is.load || was.file != is.file || !same_run {
+                moved.push(format!("{} was {}, is {}", was.name, was.summary(), is.summary()));
+            }
+        }
+        moved.extend(compare(
+            &self.sockets(orphans_gone),
+            &now.sockets(orphans_gone),
+            |at, was, is| {
+                let who = |owner: Option<&String>| owner.map_or("nobody".to_owned(), Clone::clone);
+                format!("{at} was held by {}, is held by {}", who(was), who(is))
+            },
+        ));
+        moved
+    }
+
+    /// Who holds each endpoint, without process ids.
+    fn sockets(&self, without_orphans: bool) -> BTreeMap<SocketAddr, String> {
+        let orphan = |listener: &&Listener| {
+            listener.ssh && matches!(listener.owner, Owner::Process(_)) && without_orphans
+        };
+        self.listeners
+            .iter()
+            .filter(|listener| !orphan(listener))
+            .flat_map(|listener| {
+                let holder = match &listener.owner {
+                    Owner::Process(process) => process.name.clone(),
+                    other => other.to_string(),
+                };
+                listener.serves().into_iter().map(move |at| (at, holder.clone()))
+            })
+            .collect()
+    }
+}
+
+/// One sentence for each key whose value differs between two maps.
+fn compare<K: Ord + Clone, V: PartialEq>(
+    was: &BTreeMap<K, V>,
+    is: &BTreeMap<K, V>,
+    say: impl Fn(&K, Option<&V>, Option<&V>) -> String,
+) -> Vec<String> {
+    let keys: std::collections::BTreeSet<&K> = was.keys().chain(is.keys()).collect();
+    keys.into_iter()
+        .filter(|key| was.get(key) != is.get(key))
+        .map(|key| say(key, was.get(key), is.get(key)))
+        .collect()
+}
+
+/// Looks at the host.
+///
+/// # Errors
+/// Where there is no systemd, no D-Bus or no sshd, or the system cannot be read.
+pub fn observe(files: &Files, systemd: &Systemd) -> Result<Observed, Error> {
+    std::thread::scope(|scope| {
+        // sshd takes the longest: it runs beside everything else. Options on its command line
+        // are rare; where there are some, it is asked again.
+        let first = scope.spawn(|| ask_sshd(None, &[]));
+        let (service, socket) = units(systemd)?;
+        let listeners = listeners(systemd, &service, &socket)?;
+        let mut unseen = Vec::new();
+        let config = config_tree(files, &mut unseen);
+        let command_line = command_line(files, &service);
+        let unit_files = unit_files(files, [&service, &socket]);
+        let effective = match command_line.settings().as_slice() {
+            [] => first.join().unwrap_or_else(|_| Verdict::Unseen("it stopped".into())),
+            settings => ask_sshd(None, settings),
+        };
+        if let Verdict::Unseen(why) = &effective {
+            unseen.push(format!("the effective configuration: {why}"));
+        }
+        if !sys::is_root() {
+            unseen.push("which processes hold the listening sockets: that needs root".to_owned());
+        }
+        Ok(Observed {
+            host: sys::hostname(),
+            os: sys::os_name(),
+            ipv6: sys::has_ipv6(),
+            stale: is_stale(files, &config, &command_line, &service),
+            missing_folders: missing_folders(files, &config, &socket),
+            not_to_be_run: files.exists(Path::new(NOT_TO_BE_RUN)),
+            links: links(files, &unit_files, [&service, &socket]),
+            config,
+            effective,
+            command_line,
+            service,
+            socket,
+            unit_files,
+            listeners,
+            unseen,
+        })
+    })
+}
+
+/// Connects to systemd, or says what is missing.
+///
+/// # Errors
+/// A refusal that names what to install or start.
+pub fn connect() -> Result<Systemd, Error> {
+    if !sys::booted_with_systemd() {
+        return Err(Refusal::new(
+            "no-systemd",
+            "this system was not started by systemd (no /run/systemd/system)",
+            "harden manages ssh.service and ssh.socket; run it on the host itself, not in a \
+             container without systemd",
+        )
+        .into());
+    }
+    if sshd_program().is_none() {
+        return Err(Refusal::new(
+            "no-sshd",
+            "there is no /usr/sbin/sshd",
+            "install it first: apt install openssh-server",
+        )
+        .into());
+    }
+    Systemd::connect().map_err(|error| {
+        Refusal::new(
+            "no-dbus",
+            error.to_string(),
+            "harden talks to systemd over the system bus: apt install dbus, \
+             systemctl start dbus.socket",
+        )
+        .into()
+    })
+}
+
+/// sshd by fixed path, never by `PATH`.
+pub fn sshd_program() -> Option<PathBuf> {
+    sys::find_program(&["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/local/sbin/sshd"])
+}
+
+fn units(systemd: &Systemd) -> Result<(Unit, Unit), Error> {
+    // Debian's and Ubuntu's name first: there, sshd.service is an alias that enabling makes.
+    for stem in ["ssh", "sshd"] {
+        let service = Unit::read(systemd, &format!("{stem}.service"))?;
+        if service.exists() {
+            let socket = Unit::read(systemd, &format!("{stem}.socket"))?;
+            return Ok((service, socket));
+        }
+    }
+    Err(Refusal::new(
+        "no-ssh-service",
+        "systemd knows neither ssh.service nor sshd.service",
+        "install the distribution's package: apt install openssh-server",
+    )
+    .into())
+}
+
+/// Asks sshd what a configuration amounts to: the live one, or another main file.
+pub fn ask_sshd(main: Option<&Path>, settings: &[String]) -> Verdict {
+    let Some(program) = sshd_program() else { return Verdict::Unseen("there is no sshd".into()) };
+    if !sys::is_root() {
+        return Verdict::Unseen("`sshd -T` reads host keys, and that needs root".into());
+    }
+    prepare_run_folder();
+    let mut command = Command::new(&program).arg("-T").args(settings.iter().cloned());
+    if let Some(main) = main {
+        command = command.arg("-f").arg(main.to_string_lossy());
+    }
+    match command.run() {
+        Ok(output) if output.status == 0 => Verdict::Valid(Effective::parse(&output.stdout)),
+        Ok(output) => Verdict::Invalid(output.stderr.trim().to_owned()),
+        Err(error) => Verdict::Unseen(error.to_string()),
+    }
+}
+
+/// sshd insists on /run/sshd, which systemd removes when ssh.service stops (Debian 11, 12).
+fn prepare_run_folder() {
+    let files = Files::at("/");
+    let folder = Path::new("/run/sshd");
+    if !files.exists(folder) {
+        let made = files.put(folder, &Image::Directory { meta: Meta::root(0o755) });
+        if let Err(error) = made {
+            tracing::debug!(%error, "cannot create /run/sshd");
+        }
+    }
+}
+
+fn config_tree(files: &Files, unseen: &mut Vec<String>) -> ConfigTree {
+    let mut tree = ConfigTree { main: MAIN_CONFIG.into(), ..ConfigTree::default() };
+    let mut waiting = std::collections::VecDeque::from([tree.main.clone()]);
+    while let Some(path) = waiting.pop_front() {
+        if tree.file(&path).is_some() {
+            continue;
+        }
+        let Some(file) = read_config(files, &path, unseen) else { continue };
+        for directive in file.text.lines().filter_map(parse_line).filter(|line| line.is("Include"))
+        {
+            for pattern in directive.args {
+                let pattern = absolute(&pattern);
+                let found = files.glob(&pattern);
+                waiting.extend(found.iter().cloned());
+                tree.includes.insert(pattern, found);
+            }
+        }
+        tree.files.push(file);
+    }
+    tree
+}
+
+fn read_config(files: &Files, path: &Path, unseen: &mut Vec<String>) -> Option<ConfigFile> {
+    let real = files.resolve(path);
+    match files.image(&real) {
+        Ok(Image::File { content, meta }) => {
+            let text = String::from_utf8(content).unwrap_or_else(|error| {
+                unseen.push(format!("{}: it is not UTF-8", path.display()));
+                String::from_utf8_lossy(error.as_bytes()).into_owned()
+            });
+            Some(ConfigFile { path: path.to_owned(), real, text, meta })
+        }
+        Ok(_) => None,
+        Err(error) => {
+            unseen.push(error.to_string());
+            None
+        }
+    }
+}
+
+fn command_line(files: &Files, service: &Unit) -> CommandLine {
+    let mut line = CommandLine::default();
+    for word in service.exec_start.iter().skip(1) {
+        let variable = word.strip_prefix('$').map(|name| name.trim_matches(['{', '}']));
+        let Some(variable) = variable else {
+            line.fixed.push(word.clone());
+            continue;
+        };
+        variable.clone_into(&mut line.variable);
+        for path in &service.environment_files {
+            let Some(file) = read_config(files, path, &mut Vec::new()) else { continue };
+            if let Some((_, value)) = options::variable(&file.text, variable) {
+                line.words = value.split_whitespace().map(str::to_owned).collect();
+                line.file = Some(file);
+            }
+        }
+    }
+    line
+}
+
+/// Whether a file that sshd reads changed after sshd started.
+///
+/// Times in the future say nothing (a clock that was set back), and must not cause a restart on
+/// every run.
+fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Unit) -> bool {
+    let usec = |seconds: i64, nanoseconds: i64| {
+        u64::try_from(seconds).unwrap_or_default() * 1_000_000
+            + u64::try_from(nanoseconds).unwrap_or_default() / 1000
+    };
+    let changed = config.files.iter().chain(&line.file).filter_map(|file| {
+        let meta = files.metadata(&file.real)?;
+        Some(usec(meta.ctime(), meta.ctime_nsec()))
+    });
+    // A file that was removed shows in its folder alone.
+    let folders = config.includes.keys().filter_map(|pattern| {
+        let meta = files.metadata(Path::new(pattern).parent()?)?;
+        Some(usec(meta.mtime(), meta.mtime_nsec()))
+    });
+    let now = sys::now_usec();
+    let newest = changed.chain(folders).filter(|time| *time <= now).max().unwrap_or_default();
+    service.is_active() && service.started > 0 && newest > service.started
+}
+
+/// Folders for drop-ins that do not exist yet.
+fn missing_folders(files: &Files, config: &ConfigTree, socket: &Unit) -> Vec<PathBuf> {
+    let included = config.includes.keys().filter_map(|pattern| Path::new(pattern).parent());
+    let socket_folder = Path::new(UNIT_FOLDER).join(format!("{}.d", socket.name));
+    let mut missing: Vec<PathBuf> = included
+        .map(Path::to_owned)
+        .chain([socket_folder])
+        .filter(|folder| !files.exists(folder))
+        .collect();
+    missing.sort();
+    missing.dedup();
+    missing
+}
+
+fn unit_files(files: &Files, units: [&Unit; 2]) -> BTreeMap<PathBuf, ConfigFile> {
+    let paths = units.into_iter().flat_map(|unit| unit.drop_ins.iter().chain([&unit.fragment]));
+    paths
+        .filter(|path| !path.as_os_str().is_empty())
+        .filter_map(|path| Some((path.clone(), read_config(files, path, &mut Vec::new())?)))
+        .collect()
+}
+
+/// Links below /etc/systemd/system that enable, alias or mask the two units.
+fn links(
+    files: &Files,
+    texts: &BTreeMap<PathBuf, ConfigFile>,
+    units: [&Unit; 2],
+) -> BTreeMap<PathBuf, Option<PathBuf>> {
+    let folder = Path::new(UNIT_FOLDER);
+    let mut paths = Vec::new();
+    for unit in units.into_iter().filter(|unit| unit.exists()) {
+        paths.push(folder.join(&unit.name));
+        let install = texts.get(&unit.fragment).map(|file| file.text.as_str()).unwrap_or_default();
+        for (key, value) in crate::sys::units::directives(install) {
+            match key {
+                "Alias" => paths.push(folder.join(value)),
+                "WantedBy" => paths.push(folder.join(format!("{value}.wants")).join(&unit.name)),
+                "RequiredBy" => {
+                    paths.push(folder.join(format!("{value}.requires")).join(&unit.name));
+                }
+                _ => {}
+            }
+        }
+        for subfolder in files.list(folder) {
+            let name = subfolder.to_string_lossy();
+            if [".wants", ".requires", ".upholds"].iter().any(|end| name.ends_with(end)) {
+                paths.push(subfolder.join(&unit.name));
+            }
+        }
+    }
+    let image = |path: &PathBuf| match files.image(path) {
+        Ok(Image::Symlink { target }) => Some(target),
+        _ => None,
+    };
+    paths.into_iter().map(|path| (path.clone(), image(&path))).collect()
+}
+
+fn listeners(systemd: &Systemd, service: &Unit, socket: &Unit) -> Result<Vec<Listener>, Error> {
+    let sockets = sockets::listening()?;
+    let mut holders = vec![socket.clone()];
+    let held_by_systemd = |socket: &Socket| socket.holders.iter().any(|holder| holder.pid == 1);
+    if sockets.iter().any(held_by_systemd) {
+        for name in systemd.active_units(&["*ssh*.socket"])? {
+            if name != socket.name {
+                holders.push(Unit::read(systemd, &name)?);
+            }
+        }
+    }
+    Ok(sockets.into_iter().map(|socket| listener(&socket, service, &holders)).collect())
+}
+
+/// Decides who holds a socket, and whether sshd answers on it.
+fn listener(socket: &Socket, service: &Unit, socket_units: &[Unit]) -> Listener {
+    let endpoint = SocketAddr::new(socket.address, socket.port);
+    let (owner, ssh) = if socket.holders.is_empty() {
+        (Owner::Unseen, false)
+    } else if let Some(systemd) = socket.holders.iter().find(|holder| holder.pid == 1) {
+        let unit = socket_units.iter().find(|unit| {
+            unit.is_active() && unit.listen.iter().any(|at| at.parse() == Ok(endpoint))
+        });
+        match unit {
+            Some(unit) => (Owner::Unit(unit.name.clone()), true),
+            None => (Owner::Process(systemd.clone()), socket.holders.iter().any(is_sshd)),
+        }
+    } else if socket.holders.iter().any(|holder| holder.pid == service.main_pid) {
+        (Owner::Unit(service.name.clone()), true)
+    } else {
+        match socket.holders.iter().find(|holder| is_sshd(holder)) {
+            Some(sshd) => (Owner::Process(sshd.clone()), true),
+            None => (socket.holders.first().cloned().map_or(Owner::Unseen, Owner::Process), false),
+        }
+    };
+    Listener { address: socket.address, port: socket.port, v6only: socket.v6only, owner, ssh }
+}
+
+fn is_sshd(process: &Process) -> bool {
+    let name = if process.program.is_empty() { &process.name } else { &process.program };
+    name.starts_with("sshd") || name.starts_with("dropbear")
+}

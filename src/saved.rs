@@ -1,0 +1,94 @@
+//! A plan on disk: what was reviewed, and the state of the host that it was made for.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Refusal};
+use crate::observe::Observed;
+use crate::plan::{Change, Plan};
+use crate::spec::{self, Spec};
+
+/// `plan --out FILE`. The steps are not stored: they are planned again from the same spec and the
+/// same state, so a file that was tampered with cannot smuggle one in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SavedPlan {
+    /// Format of this file.
+    pub harden_plan: u32,
+    /// Name of the spec.
+    pub spec_name: String,
+    /// Text of the spec.
+    pub spec_text: String,
+    /// The changes that were shown.
+    pub changes: Vec<Change>,
+    /// The host as it was.
+    pub observed: Observed,
+}
+
+impl SavedPlan {
+    /// Saves a plan.
+    pub fn new(spec: &Spec, observed: &Observed, plan: &Plan) -> Self {
+        Self {
+            harden_plan: 1,
+            spec_name: spec.source.name.clone(),
+            spec_text: spec.source.text.clone(),
+            changes: plan.changes.clone(),
+            observed: observed.clone(),
+        }
+    }
+
+    /// Reads a saved plan; `None` where the bytes are something else (a spec).
+    ///
+    /// # Errors
+    /// A plan of another format.
+    pub fn read(name: &str, bytes: &[u8]) -> Result<Option<Self>, Error> {
+        #[derive(Deserialize)]
+        struct Header {
+            harden_plan: u32,
+        }
+        let Ok(header) = serde_json::from_slice::<Header>(bytes) else { return Ok(None) };
+        if header.harden_plan != 1 {
+            return Err(other_version(name));
+        }
+        serde_json::from_slice(bytes).map(Some).map_err(|_| other_version(name))
+    }
+
+    /// The spec that the plan was made from.
+    ///
+    /// # Errors
+    /// As [`spec::parse`].
+    pub fn spec(&self) -> Result<Spec, Error> {
+        Ok(spec::parse(&self.spec_name, self.spec_text.as_bytes())?)
+    }
+
+    /// Refuses a host that is no longer the one that was planned for.
+    ///
+    /// # Errors
+    /// A refusal that names what moved.
+    pub fn check_host(&self, now: &Observed) -> Result<(), Refusal> {
+        let moved = self.observed.differences(now, false);
+        if moved.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            "stale-plan",
+            format!("the host has changed since the plan was made:\n- {}", moved.join("\n- ")),
+            "make a new plan and review it: harden plan SPEC --out FILE",
+        ))
+    }
+
+    /// Refuses a plan that this harden would not make.
+    ///
+    /// # Errors
+    /// A refusal; another version of harden made the plan, or somebody edited it.
+    pub fn check_plan(&self, name: &str, plan: &Plan) -> Result<(), Error> {
+        if self.changes == plan.changes { Ok(()) } else { Err(other_version(name)) }
+    }
+}
+
+fn other_version(name: &str) -> Error {
+    Refusal::new(
+        "foreign-plan",
+        format!("{name} is not a plan that this version of harden makes"),
+        "make a new plan: harden plan SPEC --out FILE",
+    )
+    .into()
+}

@@ -1,0 +1,77 @@
+//! The spec: what the owner of the machine wants, as a strict YAML schema.
+
+mod parse;
+mod schema;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+pub use parse::{Source, parse, parse_duration};
+
+use crate::error::SpecError;
+
+/// The largest spec that is read, in bytes.
+pub const MAX_SIZE: u64 = 256 * 1024;
+
+/// Everything that a spec can ask for today.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    /// sshd: where it listens, who holds the socket, its settings.
+    pub ssh: Ssh,
+    /// `safety.timeout`: how long a transaction may take to prove itself before it is undone.
+    pub timeout: Option<Duration>,
+    /// The text it came from, for messages that point into it.
+    pub source: Source,
+}
+
+/// The `ssh` section.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ssh {
+    /// Ports to listen on; `None` leaves them as they are.
+    pub ports: Option<Vec<u16>>,
+    /// Addresses to listen on; `None` leaves them as they are.
+    pub listen: Option<Vec<IpAddr>>,
+    /// Who holds the listening socket.
+    pub socket: SocketMode,
+    /// sshd_config settings, in the order of the spec.
+    pub settings: Vec<Setting>,
+}
+
+/// `ssh.socket`: which unit owns the port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SocketMode {
+    /// ssh.service binds the port itself.
+    Disabled,
+    /// ssh.socket holds the port and starts sshd.
+    Enabled,
+    /// Whichever does it now.
+    #[default]
+    Keep,
+}
+
+/// One sshd_config setting of the spec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// The keyword as the spec writes it.
+    pub keyword: String,
+    /// What follows the keyword, for each line that it needs.
+    pub lines: Vec<String>,
+    /// Where it stands in the spec.
+    pub at: Span,
+}
+
+/// A range of bytes in the spec's text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    /// First byte.
+    pub start: usize,
+    /// One past the last byte.
+    pub end: usize,
+}
+
+impl Spec {
+    /// An error that points at a setting: sshd refuses it.
+    pub fn setting_error(&self, setting: &Setting, message: &str, label: &str) -> SpecError {
+        self.source.error(setting.at, message, label, None)
+    }
+}

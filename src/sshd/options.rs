@@ -1,0 +1,111 @@
+//! sshd's command line: options there win over every file, and no file shows them.
+
+use super::keywords::same;
+
+/// One option with its words: `-p 2299`, `-4`, `-oPort=2299`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opt {
+    /// The words as they stand.
+    pub words: Vec<String>,
+    /// The keyword it sets, with the value (`-p N` is `Port`, `-4` is `AddressFamily inet`).
+    pub sets: Option<(String, String)>,
+}
+
+/// Takes a command line apart (sshd(8)); options that set no keyword are kept whole.
+pub fn parse(words: &[String]) -> Vec<Opt> {
+    const WITH_VALUE: &str = "ChECcfgkoprub";
+    let mut options = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let flag = word.strip_prefix('-').and_then(|rest| rest.chars().next());
+        let mut taken = vec![word.clone()];
+        let value = flag.filter(|flag| WITH_VALUE.contains(*flag)).map(|_| {
+            let attached = word.get(2..).unwrap_or_default().to_owned();
+            if attached.is_empty() {
+                let next = words.next().cloned().unwrap_or_default();
+                taken.push(next.clone());
+                next
+            } else {
+                attached
+            }
+        });
+        let sets = match (flag, value) {
+            (Some('p'), Some(value)) => Some(("Port".to_owned(), value)),
+            (Some('4'), _) => Some(("AddressFamily".to_owned(), "inet".to_owned())),
+            (Some('6'), _) => Some(("AddressFamily".to_owned(), "inet6".to_owned())),
+            (Some('h'), Some(value)) => Some(("HostKey".to_owned(), value)),
+            (Some('c'), Some(value)) => Some(("HostCertificate".to_owned(), value)),
+            (Some('g'), Some(value)) => Some(("LoginGraceTime".to_owned(), value)),
+            (Some('o'), Some(value)) => {
+                super::syntax::parse_line(&value).map(|line| (line.keyword, line.args.join(" ")))
+            }
+            _ => None,
+        };
+        options.push(Opt { words: taken, sets });
+    }
+    options
+}
+
+/// The words without the options that set any of `keywords`.
+pub fn without(words: &[String], keywords: &[String]) -> Vec<String> {
+    parse(words)
+        .into_iter()
+        .filter(|option| !option.sets_any(keywords))
+        .flat_map(|option| option.words)
+        .collect()
+}
+
+impl Opt {
+    /// Whether it sets any of the keywords.
+    pub fn sets_any(&self, keywords: &[String]) -> bool {
+        self.sets
+            .as_ref()
+            .is_some_and(|(keyword, _)| keywords.iter().any(|other| same(keyword, other)))
+    }
+}
+
+/// The value of a shell-like variable in a systemd EnvironmentFile, and the line it stands on.
+///
+/// The last assignment wins; quotes around the value are removed (systemd.exec(5)).
+pub fn variable(text: &str, name: &str) -> Option<(usize, String)> {
+    text.lines()
+        .enumerate()
+        .filter_map(|(index, line)| {
+            let (variable, value) = line.trim().split_once('=')?;
+            if variable.trim() != name {
+                return None;
+            }
+            let value = value.trim();
+            let unquoted = ['"', '\'']
+                .iter()
+                .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote))
+                .unwrap_or(value);
+            Some((index, unquoted.to_owned()))
+        })
+        .last()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn options_that_set_keywords_are_found_and_removed() {
+        let line = words("-D -p 2299 -4 -oPermitRootLogin=no -o Banner=/x -E /log");
+        let ports = vec!["Port".to_owned(), "AddressFamily".to_owned()];
+        assert_eq!(without(&line, &ports), words("-D -oPermitRootLogin=no -o Banner=/x -E /log"));
+        let root = vec!["permitrootlogin".to_owned()];
+        assert_eq!(without(&words("-oPermitRootLogin=no -p2299"), &root), words("-p2299"));
+    }
+
+    #[test]
+    fn the_last_assignment_of_a_variable_counts() {
+        let text = "# SSHD_OPTS=-4\nSSHD_OPTS=\nSSHD_OPTS=\"-p 2299\"\n";
+        assert_eq!(variable(text, "SSHD_OPTS"), Some((2, "-p 2299".to_owned())));
+        assert_eq!(variable(text, "OPTIONS"), None);
+    }
+}

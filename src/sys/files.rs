@@ -1,0 +1,407 @@
+//! Files as images: read whole, replaced atomically, restored to the byte.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Result, SysError};
+
+/// Everything that makes a path what it is, so that it can be put back exactly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Image {
+    /// Nothing is there.
+    Absent,
+    /// A regular file.
+    File {
+        /// Content.
+        #[serde(with = "bytes")]
+        content: Vec<u8>,
+        /// Owner, mode and extended attributes.
+        meta: Meta,
+    },
+    /// A symbolic link and where it points, as written.
+    Symlink {
+        /// The link's text.
+        target: PathBuf,
+    },
+    /// A directory (its content is not part of the image).
+    Directory {
+        /// Owner, mode and extended attributes.
+        meta: Meta,
+    },
+}
+
+/// Owner, mode and extended attributes of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Permission bits (`st_mode & 07777`).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Extended attributes, ACLs and SELinux labels among them (xattr(7)).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub xattrs: Vec<(String, Vec<u8>)>,
+}
+
+impl Meta {
+    /// Owner root, the given mode, no extended attributes: for files that did not exist before.
+    pub fn root(mode: u32) -> Self {
+        Self { mode, uid: 0, gid: 0, xattrs: Vec::new() }
+    }
+}
+
+/// File content in a journal: text where it is text, hexadecimal where it is not.
+mod bytes {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Content {
+        Text(String),
+        Hex(String),
+    }
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Content::Text(text.to_owned()),
+            Err(_) => Content::Hex(bytes.iter().map(|b| format!("{b:02x}")).collect()),
+        }
+        .serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        match Content::deserialize(from)? {
+            Content::Text(text) => Ok(text.into_bytes()),
+            Content::Hex(hex) => hex
+                .as_bytes()
+                .chunks(2)
+                .map(|pair| {
+                    std::str::from_utf8(pair)
+                        .ok()
+                        .filter(|pair| pair.len() == 2)
+                        .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+                        .ok_or_else(|| D::Error::custom("odd hexadecimal in a file image"))
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The file system below one root folder: `/` on a host, a temporary folder in a test.
+#[derive(Debug, Clone)]
+pub struct Files {
+    root: PathBuf,
+}
+
+impl Files {
+    /// Paths given to the methods are absolute and are looked up below `root`.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Where `path` really is.
+    pub fn real(&self, path: &Path) -> PathBuf {
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// Content of a regular file, following symbolic links; `None` where nothing is there.
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        match fs::read(self.real(path)) {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(SysError::new(format!("cannot read {}", path.display()), error)),
+        }
+    }
+
+    /// Like [`Files::read`], at most `limit` bytes, together with the opened file's metadata.
+    pub fn read_limited(&self, path: &Path, limit: u64) -> Result<(Vec<u8>, fs::Metadata)> {
+        let failed = |error| SysError::new(format!("cannot read {}", path.display()), error);
+        let file = fs::File::open(self.real(path)).map_err(failed)?;
+        let meta = file.metadata().map_err(failed)?;
+        let mut content = Vec::new();
+        file.take(limit).read_to_end(&mut content).map_err(failed)?;
+        Ok((content, meta))
+    }
+
+    /// Metadata of what a path leads to; `None` where nothing is there.
+    pub fn metadata(&self, path: &Path) -> Option<fs::Metadata> {
+        fs::metadata(self.real(path)).ok()
+    }
+
+    /// The path with symbolic links resolved; the path itself where nothing is there.
+    pub fn resolve(&self, path: &Path) -> PathBuf {
+        fs::canonicalize(self.real(path))
+            .ok()
+            .and_then(|real| Some(Path::new("/").join(real.strip_prefix(&self.root).ok()?)))
+            .unwrap_or_else(|| path.to_owned())
+    }
+
+    /// Whether anything is at the path, a dangling symbolic link included.
+    pub fn exists(&self, path: &Path) -> bool {
+        fs::symlink_metadata(self.real(path)).is_ok()
+    }
+
+    /// Names in a folder, sorted by byte value; empty where there is no such folder.
+    pub fn list(&self, folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.real(folder)).into_iter().flatten().flatten();
+        let mut paths: Vec<_> = entries.map(|entry| folder.join(entry.file_name())).collect();
+        paths.sort();
+        paths
+    }
+
+    /// Files that a glob(7) pattern names, in the order of glob(3) in the C locale.
+    pub fn glob(&self, pattern: &str) -> Vec<PathBuf> {
+        let below_root = self.real(Path::new(pattern));
+        let options =
+            glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+        let Ok(found) = glob::glob_with(&below_root.to_string_lossy(), options) else {
+            return Vec::new();
+        };
+        let mut paths: Vec<_> = found
+            .flatten()
+            .filter_map(|path| Some(Path::new("/").join(path.strip_prefix(&self.root).ok()?)))
+            .collect();
+        paths.sort();
+        paths
+    }
+
+    /// Takes the image of a path, symbolic links not followed.
+    pub fn image(&self, path: &Path) -> Result<Image> {
+        let real = self.real(path);
+        let failed = |error| SysError::new(format!("cannot read {}", path.display()), error);
+        let meta = match fs::symlink_metadata(&real) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Image::Absent),
+            Err(error) => return Err(failed(error)),
+        };
+        if meta.is_symlink() {
+            return Ok(Image::Symlink { target: fs::read_link(&real).map_err(failed)? });
+        }
+        let saved = Meta {
+            mode: meta.mode() & 0o7777,
+            uid: meta.uid(),
+            gid: meta.gid(),
+            xattrs: xattrs(&real),
+        };
+        if meta.is_dir() {
+            return Ok(Image::Directory { meta: saved });
+        }
+        if !meta.is_file() {
+            return Err(SysError::new(
+                format!("cannot replace {}", path.display()),
+                "it is not a regular file",
+            ));
+        }
+        Ok(Image::File { content: fs::read(&real).map_err(failed)?, meta: saved })
+    }
+
+    /// Makes a path equal to an image: the whole thing or nothing, and on disk when it returns.
+    ///
+    /// Files are written beside their place, given owner, mode and extended attributes, fsynced
+    /// and renamed; then the folder is fsynced (rename(2), fsync(2)).
+    pub fn put(&self, path: &Path, image: &Image) -> Result<()> {
+        let real = self.real(path);
+        let what = || format!("cannot write {}", path.display());
+        let failed = |error: std::io::Error| SysError::new(what(), error);
+        let folder = real.parent().ok_or_else(|| SysError::new(what(), "it has no folder"))?;
+        match image {
+            Image::Absent => {
+                let removed = match fs::symlink_metadata(&real) {
+                    Ok(meta) if meta.is_dir() => fs::remove_dir(&real),
+                    Ok(_) => fs::remove_file(&real),
+                    Err(error) => Err(error),
+                };
+                match removed {
+                    Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                    other => other.map_err(failed)?,
+                }
+            }
+            Image::Directory { meta } => {
+                match fs::create_dir(&real) {
+                    Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                        return Err(failed(error));
+                    }
+                    _ => {}
+                }
+                apply_meta(&real, meta).map_err(failed)?;
+            }
+            Image::Symlink { target } => {
+                let beside = beside(&real);
+                let _ = fs::remove_file(&beside);
+                std::os::unix::fs::symlink(target, &beside).map_err(failed)?;
+                fs::rename(&beside, &real).map_err(failed)?;
+            }
+            Image::File { content, meta } => {
+                replace(&real, content, meta).map_err(failed)?;
+            }
+        }
+        sync_folder(folder).map_err(failed)
+    }
+
+    /// Creates the missing folders above and at `path` with the given mode.
+    pub fn create_folders(&self, path: &Path, mode: u32) -> Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(self.real(path))
+            .map_err(|error| SysError::new(format!("cannot create {}", path.display()), error))
+    }
+
+    /// Removes a folder and all below it; nothing there is fine.
+    pub fn remove_tree(&self, path: &Path) -> Result<()> {
+        match fs::remove_dir_all(self.real(path)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(SysError::new(format!("cannot remove {}", path.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens a file for appending, creating it with mode 0600.
+    pub fn append(&self, path: &Path) -> Result<fs::File> {
+        fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(self.real(path))
+            .map_err(|error| SysError::new(format!("cannot open {}", path.display()), error))
+    }
+
+    /// Puts a folder's entries on disk (fsync(2) of the folder).
+    pub fn sync_folder(&self, folder: &Path) -> Result<()> {
+        sync_folder(&self.real(folder))
+            .map_err(|error| SysError::new(format!("cannot fsync {}", folder.display()), error))
+    }
+
+    /// Writes a file without the care of [`Files::put`]: for scratch copies that nobody keeps.
+    pub fn scratch(&self, path: &Path, content: &[u8]) -> Result<()> {
+        if let Some(folder) = path.parent() {
+            self.create_folders(folder, 0o700)?;
+        }
+        fs::write(self.real(path), content)
+            .map_err(|error| SysError::new(format!("cannot write {}", path.display()), error))
+    }
+
+    /// Takes an exclusive lock on a file (flock(2)), or `None` where another process holds it.
+    ///
+    /// The kernel drops the lock when the returned file is closed, so a dead holder never blocks.
+    pub fn try_lock(&self, path: &Path) -> Result<Option<fs::File>> {
+        let file = self.append(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => {
+                Err(SysError::new(format!("cannot lock {}", path.display()), error))
+            }
+        }
+    }
+}
+
+/// A name in the same folder that neither sshd's `*.conf` nor systemd's `*.conf` picks up.
+fn beside(real: &Path) -> PathBuf {
+    let name = real.file_name().unwrap_or_default().to_string_lossy();
+    real.with_file_name(format!(".{name}.harden-new"))
+}
+
+fn replace(real: &Path, content: &[u8], meta: &Meta) -> std::io::Result<()> {
+    let beside = beside(real);
+    let _ = fs::remove_file(&beside);
+    let written = (|| {
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(content)?;
+        apply_meta(&beside, meta)?;
+        file.sync_all()?;
+        fs::rename(&beside, real)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+fn apply_meta(real: &Path, meta: &Meta) -> std::io::Result<()> {
+    // Owner first: chown(2) clears the set-user-ID bits, so the mode has to come after it.
+    std::os::unix::fs::chown(real, Some(meta.uid), Some(meta.gid))?;
+    for (name, value) in &meta.xattrs {
+        xattr::set(real, name, value)?;
+    }
+    fs::set_permissions(real, fs::Permissions::from_mode(meta.mode))
+}
+
+/// Extended attributes; a file system without them has none.
+fn xattrs(real: &Path) -> Vec<(String, Vec<u8>)> {
+    let names = xattr::list(real).into_iter().flatten();
+    let mut pairs: Vec<_> = names
+        .filter_map(|name| {
+            let value = xattr::get(real, &name).ok()??;
+            Some((name.to_str()?.to_owned(), value))
+        })
+        .collect();
+    pairs.sort();
+    pairs
+}
+
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    fs::File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_puts_a_file_back_to_the_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::at(folder.path());
+        let path = Path::new("/sshd_config");
+        fs::write(folder.path().join("sshd_config"), b"Port 22\n\xff").unwrap();
+        fs::set_permissions(folder.path().join("sshd_config"), fs::Permissions::from_mode(0o640))
+            .unwrap();
+        let labelled = xattr::set(folder.path().join("sshd_config"), "user.test", b"kept").is_ok();
+        let before = files.image(path).unwrap();
+
+        let Image::File { meta, .. } = before.clone() else { panic!("a file") };
+        files.put(path, &Image::File { content: b"Port 2222\n".to_vec(), meta }).unwrap();
+        assert_eq!(fs::read(folder.path().join("sshd_config")).unwrap(), b"Port 2222\n");
+        if labelled {
+            let kept = xattr::get(folder.path().join("sshd_config"), "user.test").unwrap();
+            assert_eq!(kept.as_deref(), Some(&b"kept"[..]));
+        }
+        let journaled: Image =
+            serde_json::from_str(&serde_json::to_string(&before).unwrap()).unwrap();
+        files.put(path, &journaled).unwrap();
+        assert_eq!(files.image(path).unwrap(), before);
+        assert_eq!(files.list(Path::new("/")).len(), 1, "nothing left beside it");
+    }
+
+    #[test]
+    fn absence_and_links_are_images_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::at(folder.path());
+        let link = Path::new("/a.service");
+        assert_eq!(files.image(link).unwrap(), Image::Absent);
+        files.put(link, &Image::Symlink { target: "/dev/null".into() }).unwrap();
+        assert_eq!(files.image(link).unwrap(), Image::Symlink { target: "/dev/null".into() });
+        files.put(link, &Image::Absent).unwrap();
+        assert!(!files.exists(link));
+    }
+
+    #[test]
+    fn glob_is_sorted_and_skips_hidden_files() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b.conf", "a.conf", "B.conf", ".x.conf", "c.txt"] {
+            fs::write(folder.path().join(name), b"").unwrap();
+        }
+        let found = Files::at(folder.path()).glob("/*.conf");
+        let expected: Vec<PathBuf> = ["/B.conf", "/a.conf", "/b.conf"].map(PathBuf::from).into();
+        assert_eq!(found, expected);
+    }
+}

@@ -1,0 +1,91 @@
+//! The host: files, processes, systemd over D-Bus, the kernel's socket table.
+//!
+//! This folder is the only place that touches the machine; everything else is handed what it
+//! needs. `clippy.toml` forbids the direct calls elsewhere.
+#![allow(clippy::disallowed_methods)]
+
+pub mod command;
+pub mod files;
+pub mod probe;
+pub mod process;
+pub mod sockets;
+pub mod systemd;
+pub mod units;
+
+pub use command::Command;
+pub use files::{Files, Image};
+
+use std::path::PathBuf;
+
+/// Something the machine would not do: what was asked of it, and what it answered.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{what}: {answer}")]
+pub struct SysError {
+    /// What was attempted, with the path or unit ("cannot replace /etc/ssh/sshd_config").
+    pub what: String,
+    /// What the system answered, in its own words.
+    pub answer: String,
+}
+
+impl SysError {
+    /// Joins what was attempted and the answer to it.
+    pub fn new(what: impl Into<String>, answer: impl std::fmt::Display) -> Self {
+        Self { what: what.into(), answer: answer.to_string() }
+    }
+}
+
+/// Result of an operation on the machine.
+pub type Result<T> = std::result::Result<T, SysError>;
+
+/// Whether this process may change the system (effective user id 0).
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Whether PID 1 is systemd: `sd_booted(3)` tests for this folder.
+pub fn booted_with_systemd() -> bool {
+    std::path::Path::new("/run/systemd/system").is_dir()
+}
+
+/// The host's name, for the heading of a plan.
+pub fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// `PRETTY_NAME` of os-release(5), or "this system".
+pub fn os_name() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .map_or_else(|| "this system".to_owned(), |name| name.trim_matches('"').to_owned())
+}
+
+/// Whether the kernel has IPv6 at all (`ipv6.disable=1` removes this file).
+pub fn has_ipv6() -> bool {
+    std::path::Path::new("/proc/net/if_inet6").exists()
+}
+
+/// Wall-clock time in microseconds since the epoch, the unit systemd's timestamps use.
+pub fn now_usec() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// Some bytes nobody can guess, in hexadecimal: transaction ids must never repeat.
+pub fn random_hex(bytes: usize) -> Result<String> {
+    use std::io::Read;
+    let mut buffer = vec![0_u8; bytes];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut buffer))
+        .map_err(|error| SysError::new("cannot read /dev/urandom", error))?;
+    Ok(buffer.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The first of `candidates` that is an executable file; system tools are found by fixed path.
+pub fn find_program(candidates: &[&str]) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    candidates.iter().map(PathBuf::from).find(|path| {
+        path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    })
+}

@@ -1,0 +1,154 @@
+//! Processes, as proc(5) shows them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::{Result, SysError};
+
+/// A process that holds a listening socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot (field 22 of proc_pid_stat(5)): with the id it
+    /// names one process for ever.
+    pub start: u64,
+    /// Command name, at most 15 characters.
+    pub name: String,
+    /// File name of the executable, empty where it cannot be read.
+    pub program: String,
+    /// The systemd unit whose control group it is in, empty where there is none.
+    pub unit: String,
+    /// Arguments.
+    #[serde(default)]
+    pub args: Vec<String>,
+}
+
+impl Process {
+    /// Reads a process; `None` where it is gone.
+    pub fn read(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name is in parentheses and may hold spaces: count fields behind the last one.
+        let (head, fields) = stat.rsplit_once(')')?;
+        let name = head.split_once('(')?.1.to_owned();
+        let start = fields.split_whitespace().nth(19)?.parse().ok()?;
+        let program = fs::read_link(format!("/proc/{pid}/exe"))
+            .ok()
+            .and_then(|exe| Some(exe.file_name()?.to_str()?.to_owned()))
+            .unwrap_or_default();
+        let program = program.trim_end_matches(" (deleted)").to_owned();
+        let unit = fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .map(|text| unit_of_cgroup(&text))
+            .unwrap_or_default();
+        let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let args = command_line
+            .split(|byte| *byte == 0)
+            .filter(|arg| !arg.is_empty())
+            .map(|arg| String::from_utf8_lossy(arg).into_owned())
+            .collect();
+        Some(Self { pid, start, name, program, unit, args })
+    }
+
+    /// Whether this very process still runs (the id was not given to another one).
+    pub fn lives(&self) -> bool {
+        Self::read(self.pid).is_some_and(|now| now.start == self.start)
+    }
+
+    /// Ends it with SIGTERM and waits for it to be gone.
+    ///
+    /// # Errors
+    /// Where it cannot be signalled, or is still there after five seconds.
+    pub fn end(&self) -> Result<()> {
+        let what = format!("cannot end {} (pid {})", self.name, self.pid);
+        if !self.lives() {
+            return Ok(());
+        }
+        let pid = Pid::from_raw(i32::try_from(self.pid).unwrap_or(i32::MAX));
+        kill(pid, Signal::SIGTERM).map_err(|error| SysError::new(&what, error))?;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.lives() {
+            if Instant::now() > deadline {
+                return Err(SysError::new(what, "still running 5 s after SIGTERM"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+/// The processes that hold each of the given socket inodes.
+pub(super) fn holders_of(inodes: &BTreeSet<u64>) -> BTreeMap<u64, Vec<Process>> {
+    let mut holders: BTreeMap<u64, Vec<Process>> = BTreeMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let held = held_sockets(pid, inodes);
+        if let Some(process) = (!held.is_empty()).then(|| Process::read(pid)).flatten() {
+            for inode in held {
+                holders.entry(inode).or_default().push(process.clone());
+            }
+        }
+    }
+    holders
+}
+
+fn held_sockets(pid: u32, inodes: &BTreeSet<u64>) -> BTreeSet<u64> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors
+        .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
+        .filter_map(|target| {
+            let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+            inode.parse().ok()
+        })
+        .filter(|inode| inodes.contains(inode))
+        .collect()
+}
+
+/// The innermost unit in `/proc/PID/cgroup` (cgroups(7)): version 2's `0::` line, else
+/// version 1's `name=systemd` line.
+fn unit_of_cgroup(text: &str) -> String {
+    let path = |prefix: &str| {
+        text.lines()
+            .find_map(|line| line.split_once(':').map(|(_, rest)| rest)?.strip_prefix(prefix))
+    };
+    path(":")
+        .filter(|path| *path != "/")
+        .or_else(|| path("name=systemd:"))
+        .unwrap_or_default()
+        .rsplit('/')
+        .find(|part| [".service", ".socket", ".scope"].iter().any(|end| part.ends_with(end)))
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unit_of_a_control_group() {
+        assert_eq!(unit_of_cgroup("0::/system.slice/ssh.service\n"), "ssh.service");
+        let hybrid = "1:name=systemd:/system.slice/ssh.service\n0::/\n";
+        assert_eq!(unit_of_cgroup(hybrid), "ssh.service");
+        let session = "0::/user.slice/user-0.slice/session-3.scope\n";
+        assert_eq!(unit_of_cgroup(session), "session-3.scope");
+        assert_eq!(unit_of_cgroup("0::/init.scope\n"), "init.scope");
+        assert_eq!(unit_of_cgroup(""), "");
+    }
+
+    #[test]
+    fn a_process_that_ended_does_not_live() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let process = Process::read(child.id()).unwrap();
+        assert!(process.lives());
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+        assert!(!process.lives());
+    }
+}

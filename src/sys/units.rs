@@ -1,0 +1,187 @@
+//! Units as systemd reports them, in harden's own words.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use zbus::{OwnedVariant, Variant};
+
+use super::Result;
+use super::systemd::{Properties, Systemd};
+
+/// The state of one unit (org.freedesktop.systemd1(5), unit, service and socket properties).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Unit {
+    /// Name with suffix (`ssh.service`).
+    pub name: String,
+    /// `LoadState`: `loaded`, `not-found`, `masked`, `bad-setting`, ...
+    pub load: String,
+    /// `ActiveState`: `active`, `inactive`, `failed`, `activating`, `deactivating`, ...
+    pub active: String,
+    /// `SubState`: `running`, `listening`, `dead`, ...
+    pub sub: String,
+    /// `UnitFileState`: `enabled`, `disabled`, `masked`, `static`, ...
+    pub file: String,
+    /// Result of the last run (`success`, `exit-code`, `start-limit-hit`, ...).
+    pub result: String,
+    /// The unit file.
+    pub fragment: PathBuf,
+    /// Drop-ins, in the order in which they apply.
+    pub drop_ins: Vec<PathBuf>,
+    /// Units that starting this one pulls in or is bound to (`Requires=`, `BindsTo=`, `Requisite=`).
+    pub requires: Vec<String>,
+    /// systemd knows that a unit file changed on disk (generators' inputs excluded).
+    pub needs_reload: bool,
+    /// Main process of a service, 0 where there is none.
+    pub main_pid: u32,
+    /// When the main process started, in microseconds since the epoch.
+    pub started: u64,
+    /// `ExecStart=` of a service, unexpanded, the program first.
+    pub exec_start: Vec<String>,
+    /// `EnvironmentFile=` of a service.
+    pub environment_files: Vec<PathBuf>,
+    /// `ListenStream=` addresses of a socket: configuration, not reality.
+    pub listen: Vec<String>,
+    /// `Accept=` of a socket: true starts one instance for each connection.
+    pub accept: bool,
+    /// `BindIPv6Only=` of a socket: `default`, `both`, `ipv6-only`.
+    pub bind_ipv6_only: String,
+}
+
+impl Unit {
+    /// Reads a unit; one that does not exist has `load` = `not-found`.
+    pub fn read(systemd: &Systemd, name: &str) -> Result<Self> {
+        let properties = systemd.properties(name)?;
+        Ok(Self::from_properties(name, &properties))
+    }
+
+    fn from_properties(name: &str, all: &Properties) -> Self {
+        let requires = ["Requires", "BindsTo", "Requisite"]
+            .iter()
+            .flat_map(|property| strings(all, property))
+            .collect();
+        Self {
+            name: name.to_owned(),
+            load: string(all, "LoadState"),
+            active: string(all, "ActiveState"),
+            sub: string(all, "SubState"),
+            file: string(all, "UnitFileState"),
+            result: string(all, "Result"),
+            fragment: string(all, "FragmentPath").into(),
+            drop_ins: strings(all, "DropInPaths").into_iter().map(PathBuf::from).collect(),
+            requires,
+            needs_reload: boolean(all, "NeedDaemonReload"),
+            main_pid: all
+                .get("MainPID")
+                .and_then(|value| value.downcast_ref::<u32>().ok())
+                .unwrap_or_default(),
+            started: all
+                .get("ExecMainStartTimestamp")
+                .and_then(|value| value.downcast_ref::<u64>().ok())
+                .unwrap_or_default(),
+            exec_start: exec_start(all).unwrap_or_default(),
+            environment_files: first_of_each(all, "EnvironmentFiles")
+                .into_iter()
+                .map(PathBuf::from)
+                .collect(),
+            listen: streams(all),
+            accept: boolean(all, "Accept"),
+            bind_ipv6_only: string(all, "BindIPv6Only"),
+        }
+    }
+
+    /// Whether there is such a unit at all.
+    pub fn exists(&self) -> bool {
+        !self.load.is_empty() && self.load != "not-found"
+    }
+
+    /// Whether it runs or listens now.
+    pub fn is_active(&self) -> bool {
+        matches!(self.active.as_str(), "active" | "reloading" | "refreshing")
+    }
+
+    /// Whether it is masked, persistently or until the next boot.
+    pub fn is_masked(&self) -> bool {
+        self.load == "masked" || self.file.starts_with("masked")
+    }
+
+    /// Whether it starts at boot.
+    pub fn is_enabled(&self) -> bool {
+        self.file.starts_with("enabled")
+    }
+
+    /// "active, enabled": the two facts that a plan shows.
+    pub fn summary(&self) -> String {
+        if !self.exists() {
+            return "absent".to_owned();
+        }
+        let file = if self.is_masked() { "masked" } else { self.file.as_str() };
+        format!("{}, {}", self.active, file)
+    }
+}
+
+fn string(all: &Properties, name: &str) -> String {
+    all.get(name).and_then(|value| value.downcast_ref::<&str>().ok()).unwrap_or_default().to_owned()
+}
+
+fn boolean(all: &Properties, name: &str) -> bool {
+    all.get(name).and_then(|value| value.downcast_ref::<bool>().ok()).unwrap_or_default()
+}
+
+fn items(value: &OwnedVariant) -> Vec<&Variant<'_>> {
+    match &**value {
+        Variant::Array(array) => array.iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn text(value: &Variant<'_>) -> Option<String> {
+    value.downcast_ref::<&str>().ok().map(str::to_owned)
+}
+
+fn strings(all: &Properties, name: &str) -> Vec<String> {
+    all.get(name).map(items).unwrap_or_default().into_iter().filter_map(text).collect()
+}
+
+/// The first field of each structure in an array: paths of `EnvironmentFiles`, `a(sb)`.
+fn first_of_each(all: &Properties, name: &str) -> Vec<String> {
+    let rows = all.get(name).map(items).unwrap_or_default();
+    rows.into_iter()
+        .filter_map(|row| match row {
+            Variant::Structure(fields) => text(fields.fields().first()?),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Arguments of the first `ExecStart`, `a(sasbttttuii)`.
+fn exec_start(all: &Properties) -> Option<Vec<String>> {
+    let rows = items(all.get("ExecStart")?);
+    let Variant::Structure(fields) = rows.into_iter().next()? else { return None };
+    let Variant::Array(args) = fields.fields().get(1)? else { return None };
+    Some(args.iter().filter_map(text).collect())
+}
+
+/// Addresses of the stream sockets in `Listen`, `a(ss)`.
+fn streams(all: &Properties) -> Vec<String> {
+    let rows = all.get("Listen").map(items).unwrap_or_default();
+    rows.into_iter()
+        .filter_map(|row| match row {
+            Variant::Structure(fields) => {
+                let kind = text(fields.fields().first()?)?;
+                (kind == "Stream").then(|| text(fields.fields().get(1)?))?
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// The `Key=Value` pairs of a unit file, lists split at blanks (systemd.syntax(7)).
+pub fn directives(text: &str) -> Vec<(&str, &str)> {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with(['#', ';', '[']))
+        .filter_map(|line| line.split_once('='))
+        .flat_map(|(key, value)| value.split_whitespace().map(move |word| (key.trim(), word)))
+        .collect()
+}

@@ -1,0 +1,206 @@
+//! Between plan and apply: sshd itself reads the candidate, before anything is changed.
+//!
+//! All files that sshd would read are copied below a scratch folder, and their Include lines are
+//! pointed there: so sshd sees the merged tree as it will be, not a snippet.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Refusal};
+use crate::observe::{Verdict, ask_sshd};
+use crate::plan::Plan;
+use crate::spec::{Setting, Spec};
+use crate::sshd::syntax::{parse_line, quote_arg};
+use crate::sshd::tree::absolute;
+use crate::sshd::{ConfigTree, Effective};
+use crate::sys::{self, Files};
+
+/// Where scratch copies go: gone after a reboot.
+const SCRATCH: &str = "/run/harden";
+
+/// Asks sshd whether it accepts the candidate and whether the spec's values win there.
+///
+/// Returns what sshd says is in effect, or `None` where it could not be asked (no root).
+///
+/// # Errors
+/// A value or keyword that sshd refuses, or that something else defeats.
+pub fn candidate(files: &Files, spec: &Spec, plan: &Plan) -> Result<Option<Effective>, Error> {
+    if !sys::is_root() {
+        return Ok(None);
+    }
+    let scratch = Scratch::new(files)?;
+    let main = scratch.mirror(&plan.candidate)?;
+    let effective = match ask_sshd(Some(&main), &plan.options) {
+        Verdict::Valid(effective) => effective,
+        Verdict::Unseen(_) => return Ok(None),
+        Verdict::Invalid(said) => return Err(scratch.refusal(spec, plan, &said)),
+    };
+    values(&plan.expect.settings, &effective, Some(&main), &plan.options).map_err(|lost| {
+        Refusal::new(
+            "shadowed",
+            format!(
+                "`{} {}` would not take effect: sshd would use `{}`{}",
+                lost.keyword,
+                lost.wanted,
+                lost.actual,
+                winner(plan, &lost.keyword)
+            ),
+            "remove the line that wins, or the setting from the spec",
+        )
+    })?;
+    Ok(Some(effective))
+}
+
+/// A setting that is not in effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The keyword, as the spec writes it.
+    pub keyword: String,
+    /// The spec's value.
+    pub wanted: String,
+    /// What sshd uses.
+    pub actual: String,
+}
+
+/// Checks that settings are in effect.
+///
+/// Where sshd prints a value differently than the spec writes it, sshd is asked a second time
+/// with the setting on its command line, where it wins over every file.
+///
+/// # Errors
+/// The first setting that is not in effect.
+pub fn values(
+    settings: &[(String, Vec<String>)],
+    effective: &Effective,
+    main: Option<&Path>,
+    options: &[String],
+) -> Result<(), Lost> {
+    let doubtful: Vec<_> =
+        settings.iter().filter(|(keyword, lines)| !effective.has(keyword, lines)).collect();
+    if doubtful.is_empty() {
+        return Ok(());
+    }
+    let forced = doubtful.iter().flat_map(|(keyword, lines)| {
+        lines.iter().flat_map(move |line| ["-o".to_owned(), format!("{keyword}={line}")])
+    });
+    let forced: Vec<String> = forced.chain(options.iter().cloned()).collect();
+    let reference = match ask_sshd(main, &forced) {
+        Verdict::Valid(reference) => reference,
+        Verdict::Invalid(_) | Verdict::Unseen(_) => Effective::default(),
+    };
+    match doubtful.into_iter().find(|(keyword, _)| reference.get(keyword) != effective.get(keyword))
+    {
+        None => Ok(()),
+        Some((keyword, lines)) => Err(Lost {
+            keyword: keyword.clone(),
+            wanted: lines.join("; "),
+            actual: effective.get(keyword).join("; "),
+        }),
+    }
+}
+
+fn winner(plan: &Plan, keyword: &str) -> String {
+    match plan.candidate.global(keyword).first() {
+        Some(line) => format!(" ({} wins)", line.place()),
+        None => String::new(),
+    }
+}
+
+/// A scratch folder that is removed again.
+struct Scratch<'a> {
+    files: &'a Files,
+    folder: PathBuf,
+}
+
+impl<'a> Scratch<'a> {
+    fn new(files: &'a Files) -> Result<Self, Error> {
+        let folder = Path::new(SCRATCH).join(format!("candidate-{}", sys::random_hex(4)?));
+        files.create_folders(&folder, 0o700)?;
+        Ok(Self { files, folder })
+    }
+
+    /// Copies the tree; returns the path of the copied main file.
+    fn mirror(&self, tree: &ConfigTree) -> Result<PathBuf, Error> {
+        for file in &tree.files {
+            let text: Vec<String> = file.text.split('\n').map(|line| self.redirect(line)).collect();
+            self.files.scratch(&self.inside(&file.path), text.join("\n").as_bytes())?;
+        }
+        Ok(self.inside(&tree.main))
+    }
+
+    fn inside(&self, path: &Path) -> PathBuf {
+        self.folder.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// An Include line that reads the copies instead of the files themselves.
+    fn redirect(&self, line: &str) -> String {
+        match parse_line(line).filter(|directive| directive.is("Include")) {
+            None => line.to_owned(),
+            Some(include) => {
+                let patterns = include.args.iter().map(|pattern| {
+                    quote_arg(&self.inside(Path::new(&absolute(pattern))).to_string_lossy())
+                });
+                format!("Include {}", patterns.collect::<Vec<_>>().join(" "))
+            }
+        }
+    }
+
+    /// Turns sshd's complaint into an error that points at the spec, or at the file to correct.
+    fn refusal(&self, spec: &Spec, plan: &Plan, said: &str) -> Error {
+        let said = said.replace(&*self.folder.to_string_lossy(), "");
+        let text = said.lines().next().unwrap_or(&said).to_owned();
+        let blamed = said
+            .lines()
+            .filter_map(place)
+            .find_map(|(path, line, why)| Some((setting_at(spec, plan, &path, line)?, why)));
+        match blamed {
+            Some((setting, why)) => {
+                let message = format!("sshd refuses `{}`", setting.keyword);
+                spec.setting_error(setting, &message, &why).into()
+            }
+            None => Refusal::new(
+                "candidate-invalid",
+                format!("sshd refuses the planned configuration: {text}"),
+                "correct the named line, or the spec; nothing was changed",
+            )
+            .into(),
+        }
+    }
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.files.remove_tree(&self.folder) {
+            tracing::debug!(%error, "cannot remove the scratch copy");
+        }
+    }
+}
+
+/// `FILE line N: WHY` or `FILE: line N: WHY`, as sshd writes it.
+fn place(line: &str) -> Option<(PathBuf, usize, String)> {
+    let (path, rest) = line.split_once(" line ")?;
+    let (number, why) = rest.split_once(": ")?;
+    let path = path.trim_end_matches(':');
+    Some((PathBuf::from(path), number.parse().ok()?, why.trim().to_owned()))
+}
+
+/// The setting of the spec that wrote a line of the candidate.
+fn setting_at<'a>(spec: &'a Spec, plan: &Plan, path: &Path, line: usize) -> Option<&'a Setting> {
+    let text = plan.candidate.file(path)?.text.split('\n').nth(line.checked_sub(1)?)?;
+    spec.ssh.settings.iter().find(|setting| {
+        setting.lines.iter().any(|value| text == format!("{} {value}", setting.keyword))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sshds_complaints_name_a_place() {
+        let old = place("/etc/ssh/sshd_config: line 3: Bad configuration option: Foo").unwrap();
+        let new = place("/etc/ssh/sshd_config line 3: Bad yes/no argument: x").unwrap();
+        assert_eq!((old.1, old.2.as_str()), (3, "Bad configuration option: Foo"));
+        assert_eq!((new.0.as_path(), new.1), (Path::new("/etc/ssh/sshd_config"), 3));
+        assert_eq!(place("sshd: no hostkeys available -- exiting."), None);
+    }
+}

@@ -1,0 +1,127 @@
+//! The proof: what must hold is compared with what is there, and every listener is spoken to.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use crate::error::Error;
+use crate::observe::{Listener, Observed, Owner, Verdict};
+use crate::plan::Expectation;
+use crate::sys::probe::{Answer, key_exchange};
+use crate::sys::{Command, Files};
+use crate::validate;
+
+/// Something that should hold and does not, as one sentence.
+pub type Fault = String;
+
+/// Expected endpoints that the expected unit does not hold in the kernel's table. Pure.
+pub fn missing(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
+    let owner = Owner::Unit(expect.owner.clone());
+    let mut faults = Vec::new();
+    for endpoint in &expect.endpoints {
+        let holder = observed.listeners.iter().find(|l| l.serves().contains(endpoint));
+        match holder {
+            None => faults.push(format!("nothing listens on {endpoint}")),
+            Some(listener) if listener.owner != owner => {
+                let holder = &listener.owner;
+                faults.push(format!("{endpoint} is held by {holder}, not by {}", expect.owner));
+            }
+            Some(_) => {}
+        }
+    }
+    faults
+}
+
+/// SSH listeners that nobody asked for: an orphaned sshd, the old port. Pure.
+pub fn foreign(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
+    let wanted: BTreeSet<SocketAddr> = expect.endpoints.iter().copied().collect();
+    let mut faults = Vec::new();
+    for listener in observed.listeners.iter().filter(|listener| listener.ssh) {
+        for endpoint in Listener::serves(listener).iter().filter(|at| !wanted.contains(at)) {
+            faults.push(format!("{} still listens for SSH on {endpoint}", listener.owner));
+        }
+    }
+    faults
+}
+
+/// Compares everything that an observation shows with what is expected. Pure.
+pub fn state(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
+    let mut faults = missing(expect, observed);
+    faults.extend(foreign(expect, observed));
+    for wanted in &expect.units {
+        let unit =
+            [&observed.service, &observed.socket].into_iter().find(|u| u.name == wanted.name);
+        let Some(unit) = unit else { continue };
+        if wanted.active.is_some_and(|active| active != unit.is_active()) {
+            faults.push(format!("{} is {}", unit.name, unit.active));
+        }
+        if wanted.enabled != unit.is_enabled() {
+            faults.push(format!("{} is {}", unit.name, unit.file));
+        }
+    }
+    if let Verdict::Invalid(said) = &observed.effective {
+        faults.push(format!("sshd refuses its configuration: {said}"));
+    }
+    faults
+}
+
+/// Checks that the spec's values are in effect on the live configuration.
+pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
+    let Verdict::Valid(effective) = &observed.effective else { return Vec::new() };
+    let options = observed.command_line.settings();
+    match validate::values(&expect.settings, effective, None, &options) {
+        Ok(()) => Vec::new(),
+        Err(lost) => vec![format!(
+            "`{} {}` is not in effect: sshd uses `{}`",
+            lost.keyword, lost.wanted, lost.actual
+        )],
+    }
+}
+
+/// Speaks to every expected endpoint: a complete key exchange, with a host key of this host.
+///
+/// Returns faults, and notes on listeners that answered but turned the probe away.
+///
+/// # Errors
+/// Where the probe itself cannot be run.
+pub fn answers(
+    files: &Files,
+    expect: &Expectation,
+    observed: &Observed,
+) -> Result<(Vec<Fault>, Vec<String>), Error> {
+    let known_hosts = write_known_hosts(files, observed)?;
+    let mut faults = Vec::new();
+    let mut notes = Vec::new();
+    for endpoint in &expect.endpoints {
+        match key_exchange(endpoint.ip(), endpoint.port(), &known_hosts)? {
+            Answer::KeyExchange => {}
+            Answer::Penalised => notes.push(format!(
+                "{endpoint} answers, but turns loopback away for now (PerSourcePenalties)"
+            )),
+            Answer::Failed(why) => faults.push(format!("no SSH key exchange on {endpoint}: {why}")),
+        }
+    }
+    Ok((faults, notes))
+}
+
+/// A known_hosts file with this host's own public keys, for the probe.
+fn write_known_hosts(files: &Files, observed: &Observed) -> Result<std::path::PathBuf, Error> {
+    let path = Path::new("/run/harden/known_hosts").to_owned();
+    let keys: &[String] = match &observed.effective {
+        Verdict::Valid(effective) => effective.host_keys(),
+        _ => &[],
+    };
+    let mut text = String::new();
+    for key in keys {
+        let public = match files.read(Path::new(&format!("{key}.pub")))? {
+            Some(content) => String::from_utf8_lossy(&content).into_owned(),
+            None => {
+                let keygen = Command::new(Path::new("/usr/bin/ssh-keygen")).args(["-y", "-f", key]);
+                keygen.run()?.stdout
+            }
+        };
+        text.push_str(&format!("harden-probe {}\n", public.trim()));
+    }
+    files.scratch(&path, text.as_bytes())?;
+    Ok(path)
+}
