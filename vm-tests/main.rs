@@ -1,1 +1,21 @@
-//! Placeholder.
+//! Every promise on booted systems: real systemd, real sshd, driven over SSH from outside.
+//!
+//! Run by `vm-tests/test`, which makes the trees and builds the release binary.
+
+mod machine;
+mod moves;
+mod state;
+
+/// Makes a test of each named case for each of the Debian suites.
+#[macro_export]
+macro_rules! on_debian {
+    ($($case:ident),* $(,)?) => { $(
+        mod $case {
+            use $crate::machine::Suite;
+            #[test] fn bullseye() { super::cases::$case(Suite::Bullseye); }
+            #[test] fn bookworm() { super::cases::$case(Suite::Bookworm); }
+            #[test] fn trixie() { super::cases::$case(Suite::Trixie); }
+            #[test] fn testing() { super::cases::$case(Suite::Testing); }
+        }
+    )* };
+}

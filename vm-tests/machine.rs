@@ -1,0 +1,453 @@
+//! One booted Debian system: a container with its own network, seen from outside.
+//!
+//! The tree is shared and read-only; each machine has a layer of its own on top, which a reboot
+//! keeps. Two network namespaces, joined by a cable: the machine's, and the one that its owner
+//! logs in from.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A tree that `vm-tests/prepare` made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suite {
+    Bullseye,
+    Bookworm,
+    Trixie,
+    Testing,
+    /// Debian 12 with the unit shape and the generator of Ubuntu 24.04.
+    UbuntuLike,
+    /// Debian 13 with Debian's cloud-init.
+    Cloud,
+}
+
+impl Suite {
+    fn tree(self) -> PathBuf {
+        let name = match self {
+            Self::Bullseye => "bullseye",
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+            Self::Testing => "testing",
+            Self::UbuntuLike => "ubuntu-like",
+            Self::Cloud => "cloud",
+        };
+        cache().join(format!("tree-{name}"))
+    }
+}
+
+fn cache() -> PathBuf {
+    std::env::var_os("CACHE").map_or_else(|| "/var/cache/harden-vm-tests".into(), PathBuf::from)
+}
+
+/// The release binary under test.
+pub(crate) fn binary() -> PathBuf {
+    let path = std::env::var_os("HARDEN_BIN").expect("HARDEN_BIN: run these by vm-tests/test");
+    PathBuf::from(path)
+}
+
+/// What a command left behind.
+#[derive(Debug, Clone)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Standard output of a command that must have succeeded.
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert_eq!(self.code, 0, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self.stdout
+    }
+
+    /// Asserts the exit code.
+    #[track_caller]
+    pub(crate) fn code(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+}
+
+/// The address of the machine on its cable.
+pub(crate) const V4: &str = "10.77.0.2";
+pub(crate) const V6: &str = "fd77::2";
+
+/// A booted system. Dropping it pulls the plug and clears everything away.
+pub(crate) struct Machine {
+    pub(crate) suite: Suite,
+    id: String,
+    folder: PathBuf,
+    nspawn: Option<Child>,
+    leader: u32,
+}
+
+impl Machine {
+    /// Lays the tree out, lets `prepare` change its files, and boots it.
+    pub(crate) fn boot(suite: Suite, prepare: impl FnOnce(&Root)) -> Self {
+        let mut machine = Self::lay_out(suite);
+        prepare(&machine.root());
+        machine.start();
+        machine
+    }
+
+    fn lay_out(suite: Suite) -> Self {
+        let id = format!("hv{}", std::process::id());
+        let folder = cache().join("machines").join(&id);
+        let _ = fs::remove_dir_all(&folder);
+        for part in ["upper", "work", "root"] {
+            fs::create_dir_all(folder.join(part)).unwrap();
+        }
+        let at = |part: &str| folder.join(part).display().to_string();
+        let layers = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            suite.tree().display(),
+            at("upper"),
+            at("work")
+        );
+        run("mount", &["-t", "overlay", "overlay", "-o", &layers, &at("root")]);
+        let machine = Self { suite, id, folder, nspawn: None, leader: 0 };
+        machine.connect_cable();
+        machine.add_keys();
+        let bin = machine.root().path("/usr/local/bin/harden");
+        fs::copy(binary(), &bin).unwrap();
+        run("chmod", &["755", &bin.display().to_string()]);
+        machine
+    }
+
+    fn connect_cable(&self) {
+        let (server, client) = (self.server_net(), self.client_net());
+        for net in [&server, &client] {
+            run("ip", &["netns", "add", net]);
+            run("ip", &["-n", net, "link", "set", "lo", "up"]);
+        }
+        run(
+            "ip",
+            &[
+                "link", "add", "cable", "netns", &server, "type", "veth", "peer", "name", "cable",
+                "netns", &client,
+            ],
+        );
+        for (net, v4, v6) in
+            [(&server, "10.77.0.2/24", "fd77::2/64"), (&client, "10.77.0.1/24", "fd77::1/64")]
+        {
+            run("ip", &["-n", net, "address", "add", v4, "dev", "cable"]);
+            run("ip", &["-n", net, "address", "add", v6, "dev", "cable", "nodad"]);
+            run("ip", &["-n", net, "link", "set", "cable", "up"]);
+        }
+    }
+
+    fn add_keys(&self) {
+        run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &self.key()]);
+        let public = fs::read_to_string(format!("{}.pub", self.key())).unwrap();
+        for (home, owner) in [("/root", "0:0"), ("/home/deploy", "1000:1000")] {
+            let folder = self.root().path(home).join(".ssh");
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("authorized_keys"), &public).unwrap();
+            let folder = folder.display().to_string();
+            run("chown", &["-R", owner, &folder]);
+            run("chmod", &["700", &folder]);
+        }
+    }
+
+    fn server_net(&self) -> String {
+        format!("{}s", self.id)
+    }
+
+    fn client_net(&self) -> String {
+        format!("{}c", self.id)
+    }
+
+    fn key(&self) -> String {
+        self.folder.join("key").display().to_string()
+    }
+
+    /// The machine's files, seen from outside.
+    pub(crate) fn root(&self) -> Root {
+        Root(self.folder.join("root"))
+    }
+
+    /// Boots and waits until the boot is complete, without touching the network.
+    pub(crate) fn start(&mut self) {
+        let console = fs::File::create(self.folder.join("console")).unwrap();
+        let child = Command::new("systemd-nspawn")
+            .args(["--quiet", "--boot", "--register=no", "--keep-unit", "--hostname=vps"])
+            .args(["--console=pipe", "--capability=CAP_NET_ADMIN,CAP_NET_RAW"])
+            .arg(format!("--machine={}", self.id))
+            .arg(format!("--directory={}", self.folder.join("root").display()))
+            .arg(format!("--network-namespace-path=/run/netns/{}", self.server_net()))
+            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+            .stdin(Stdio::null())
+            .stdout(console.try_clone().unwrap())
+            .stderr(console)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        self.nspawn = Some(child);
+        self.wait_for_boot();
+    }
+
+    fn wait_for_boot(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let leader = self.find_leader();
+            if leader != 0 {
+                self.leader = leader;
+                let state = self.exec("systemctl is-system-running 2>/dev/null").stdout;
+                if matches!(state.trim(), "running" | "degraded") {
+                    return;
+                }
+            }
+            assert!(Instant::now() < deadline, "no boot: {}", self.console());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn console(&self) -> String {
+        fs::read_to_string(self.folder.join("console")).unwrap_or_default()
+    }
+
+    fn find_leader(&self) -> u32 {
+        let Some(nspawn) = &self.nspawn else { return 0 };
+        let pid = nspawn.id();
+        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+            .ok()
+            .and_then(|children| children.split_whitespace().next()?.parse().ok())
+            .unwrap_or_default()
+    }
+
+    /// Runs a shell command as root inside, without SSH.
+    pub(crate) fn exec(&self, command: &str) -> Ran {
+        let output = Command::new("nsenter")
+            .args(["--target", &self.leader.to_string(), "--all", "--wd=/root"])
+            .args(["/usr/bin/env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+            .args(["HOME=/root", "/bin/sh", "-c", command])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        Ran::of(&output)
+    }
+
+    /// A command that must succeed; returns what it printed.
+    #[track_caller]
+    pub(crate) fn sh(&self, command: &str) -> String {
+        self.exec(command).ok()
+    }
+
+    /// The `ssh` command line to this machine from outside.
+    pub(crate) fn ssh_args(&self, host: &str, port: u16, user: &str) -> Vec<String> {
+        let mut args: Vec<String> =
+            ["netns", "exec", &self.client_net(), "ssh", "-F", "/dev/null", "-i", &self.key()]
+                .map(str::to_owned)
+                .into();
+        for option in [
+            "BatchMode=yes",
+            "ConnectTimeout=10",
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+        ] {
+            args.extend(["-o".to_owned(), option.to_owned()]);
+        }
+        args.extend(["-p".to_owned(), port.to_string(), "-l".to_owned(), user.to_owned()]);
+        args.push(host.to_owned());
+        args
+    }
+
+    /// Runs a command over SSH from outside, as root.
+    pub(crate) fn ssh(&self, port: u16, command: &str) -> Ran {
+        self.ssh_to(V4, port, command)
+    }
+
+    /// The same to one of its addresses.
+    pub(crate) fn ssh_to(&self, host: &str, port: u16, command: &str) -> Ran {
+        let output = Command::new("ip")
+            .args(self.ssh_args(host, port, "root"))
+            .arg(command)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        Ran::of(&output)
+    }
+
+    /// Opens a session that stays open.
+    pub(crate) fn session(&self, port: u16) -> Session {
+        let mut child = Command::new("ip")
+            .args(self.ssh_args(V4, port, "root"))
+            .arg("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut session = Session { child, input, output };
+        assert!(session.lives(), "the session did not open");
+        session
+    }
+
+    /// Writes a spec to /root/spec.yaml.
+    pub(crate) fn spec(&self, text: &str) {
+        self.root().write("/root/spec.yaml", text);
+    }
+
+    /// Applies /root/spec.yaml without SSH and without asking.
+    pub(crate) fn apply(&self) -> Ran {
+        self.exec("harden apply --yes /root/spec.yaml")
+    }
+
+    /// A clean reboot.
+    pub(crate) fn reboot(&mut self) {
+        self.exec("systemctl reboot --no-block");
+        let mut nspawn = self.nspawn.take().unwrap();
+        // With --keep-unit the container manager leaves the restart to whoever started it.
+        assert_eq!(nspawn.wait().unwrap().code(), Some(133), "no reboot: {}", self.console());
+        self.start();
+    }
+
+    fn pull_the_plug(&mut self) {
+        if let Some(mut nspawn) = self.nspawn.take() {
+            // The leader is the container's init: with it everything inside dies.
+            if self.leader != 0 {
+                run("kill", &["-9", &self.leader.to_string()]);
+            }
+            let _ = nspawn.wait();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.leader = self.find_leader();
+        if std::thread::panicking() {
+            eprintln!("journal:\n{}", self.exec("journalctl -b -n 60 --no-pager -o cat").stdout);
+        }
+        self.pull_the_plug();
+        let _ = Command::new("umount").arg("-l").arg(self.folder.join("root")).status();
+        for net in [self.server_net(), self.client_net()] {
+            let _ = Command::new("ip").args(["netns", "delete", &net]).status();
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// An SSH session that stays open; dropping it closes it.
+pub(crate) struct Session {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Session {
+    /// Sends a line and waits for its echo.
+    pub(crate) fn lives(&mut self) -> bool {
+        let mut line = String::new();
+        writeln!(self.input, "alive").is_ok()
+            && self.output.read_line(&mut line).is_ok()
+            && line == "alive\n"
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The machine's root folder, as the host sees it.
+pub(crate) struct Root(PathBuf);
+
+impl Root {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.0.join(path.trim_start_matches('/'))
+    }
+
+    pub(crate) fn write(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    pub(crate) fn append(&self, path: &str, text: &str) {
+        let mut file = fs::OpenOptions::new().append(true).open(self.path(path)).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    pub(crate) fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).unwrap_or_default()
+    }
+
+    pub(crate) fn exists(&self, path: &str) -> bool {
+        fs::symlink_metadata(self.path(path)).is_ok()
+    }
+
+    pub(crate) fn remove(&self, path: &str) {
+        let _ = fs::remove_file(self.path(path));
+    }
+
+    pub(crate) fn link(&self, path: &str, target: &str) {
+        self.remove(path);
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(target, path).unwrap();
+    }
+
+    /// ssh.socket owns port 22 from the next boot on, as on a fresh Ubuntu.
+    pub(crate) fn socket_owns_port(&self, suite: Suite) {
+        self.remove("/etc/systemd/system/multi-user.target.wants/ssh.service");
+        self.remove("/etc/systemd/system/sshd.service");
+        let unit = "/lib/systemd/system/ssh.socket";
+        self.link("/etc/systemd/system/sockets.target.wants/ssh.socket", unit);
+        if suite == Suite::UbuntuLike {
+            self.link("/etc/systemd/system/ssh.service.requires/ssh.socket", unit);
+        }
+    }
+
+    /// Every path below /etc: kind, mode, owner, extended attributes, content.
+    pub(crate) fn state_of_etc(&self) -> Vec<String> {
+        let etc = self.path("/etc");
+        let mut lines = Vec::new();
+        walk(&etc, &etc, &mut lines);
+        lines.sort();
+        lines
+    }
+}
+
+fn walk(top: &Path, folder: &Path, lines: &mut Vec<String>) {
+    use std::os::unix::fs::MetadataExt;
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        let meta = fs::symlink_metadata(&path).unwrap();
+        let name = path.strip_prefix(top).unwrap().display();
+        let what = if meta.is_symlink() {
+            format!("-> {}", fs::read_link(&path).unwrap().display())
+        } else if meta.is_file() {
+            format!("{:?}", String::from_utf8_lossy(&fs::read(&path).unwrap()))
+        } else {
+            String::new()
+        };
+        lines.push(format!("{name} {:o} {}:{} {what}", meta.mode(), meta.uid(), meta.gid()));
+        if meta.is_dir() {
+            walk(top, &path, lines);
+        }
+    }
+}
+
+/// Runs a tool of the host that must succeed.
+#[track_caller]
+fn run(program: &str, args: &[&str]) {
+    let status = Command::new(program).args(args).status().unwrap();
+    assert!(status.success(), "{program} {args:?}: {status}");
+}
