@@ -334,16 +334,23 @@ pub fn ask_sshd(main: Option<&Path>, settings: &[String]) -> Verdict {
     if !sys::is_root() {
         return Verdict::Unseen("`sshd -T` reads host keys, and that needs root".into());
     }
-    prepare_run_folder();
     let mut command = Command::new(&program).arg("-T").args(settings.iter().cloned());
     if let Some(main) = main {
         command = command.arg("-f").arg(main.to_string_lossy());
     }
-    match command.run() {
-        Ok(output) if output.status == 0 => Verdict::Valid(Effective::parse(&output.stdout)),
-        Ok(output) => Verdict::Invalid(output.stderr.trim().to_owned()),
-        Err(error) => Verdict::Unseen(error.to_string()),
+    // On Debian 11 the folder goes with every connection's own sshd, between two looks too.
+    for _ in 0..10 {
+        prepare_run_folder();
+        match command.run() {
+            Ok(output) if output.status == 0 => {
+                return Verdict::Valid(Effective::parse(&output.stdout));
+            }
+            Ok(output) if output.stderr.contains("Missing privilege separation directory") => {}
+            Ok(output) => return Verdict::Invalid(output.stderr.trim().to_owned()),
+            Err(error) => return Verdict::Unseen(error.to_string()),
+        }
     }
+    Verdict::Unseen("its folder /run/sshd vanishes again and again".into())
 }
 
 /// sshd insists on /run/sshd, which systemd removes when ssh.service stops (Debian 11, 12).
