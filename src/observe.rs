@@ -159,7 +159,8 @@ impl Listener {
 
 impl Observed {
     /// What differs between two observations, one sentence each. Process ids and start times do
-    /// not count: a restart that changes nothing else is no difference.
+    /// not count, nor do other programs' listeners: a restart that changes nothing else is no
+    /// difference.
     ///
     /// With `orphans_gone`, listeners of orphaned processes in `self` need not be there again.
     pub fn differences(&self, now: &Self, orphans_gone: bool) -> Vec<String> {
@@ -196,14 +197,14 @@ impl Observed {
         moved
     }
 
-    /// Who holds each endpoint, without process ids.
+    /// Who holds each SSH endpoint, without process ids.
     fn sockets(&self, without_orphans: bool) -> BTreeMap<SocketAddr, String> {
         let orphan = |listener: &&Listener| {
-            listener.ssh && matches!(listener.owner, Owner::Process(_)) && without_orphans
+            matches!(listener.owner, Owner::Process(_)) && without_orphans
         };
         self.listeners
             .iter()
-            .filter(|listener| !orphan(listener))
+            .filter(|listener| listener.ssh && !orphan(listener))
             .flat_map(|listener| {
                 let holder = match &listener.owner {
                     Owner::Process(process) => process.name.clone(),

@@ -2,9 +2,12 @@
 //!
 //! Run by `vm-tests/test`, which makes the trees and builds the release binary.
 
+mod dirty;
 mod machine;
 mod moves;
+mod rollback;
 mod state;
+mod ubuntu;
 
 /// Makes a test of each named case for each of the Debian suites.
 #[macro_export]

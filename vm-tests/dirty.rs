@@ -1,0 +1,120 @@
+//! Start states that other tools and earlier releases leave, and those that must be refused.
+
+use crate::on_debian;
+
+on_debian!(
+    port_taken,
+    syntax_error_in_a_drop_in,
+    not_to_be_run,
+    socket_masked,
+    leftover_drop_ins,
+    another_sshd_by_hand,
+    other_lines_are_resolved,
+);
+
+mod cases {
+    use crate::machine::{Machine, Suite};
+    use crate::state::{Want, assert_for_good, assert_state, unchanged};
+
+    const MOVE: &str = "version: 1\nssh:\n  port: 2222\n  socket: disabled\n";
+
+    pub(super) fn port_taken(suite: Suite) {
+        let machine = Machine::boot(suite, |root| root.socket_owns_port(suite));
+        machine.sh("systemd-run --quiet --unit=squatter nc -4 -lk 2222; sleep 0.3");
+        machine.spec(MOVE);
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        assert!(refused.stderr.contains("squatter.service"), "{refused:?}");
+        assert_state(&machine, &Want::socket(22));
+    }
+
+    pub(super) fn syntax_error_in_a_drop_in(suite: Suite) {
+        let machine = Machine::boot(suite, |_| {});
+        let mut old = machine.session(22);
+        machine.root().write("/etc/ssh/sshd_config.d/10-typo.conf", "# comment\nPortt 22\n");
+        machine.spec(MOVE);
+        let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+        let said = "/etc/ssh/sshd_config.d/10-typo.conf";
+        assert!(refused.stderr.contains(said) && refused.stderr.contains("line 2"), "{refused:?}");
+        assert!(old.lives());
+    }
+
+    pub(super) fn not_to_be_run(suite: Suite) {
+        let machine = Machine::boot(suite, |root| root.write("/etc/ssh/sshd_not_to_be_run", ""));
+        machine.spec(MOVE);
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        assert!(refused.stderr.contains("sshd_not_to_be_run"), "{refused:?}");
+    }
+
+    pub(super) fn socket_masked(suite: Suite) {
+        let mut machine = Machine::boot(suite, |root| {
+            root.link("/etc/systemd/system/ssh.socket", "/dev/null");
+        });
+        machine.spec(MOVE);
+        machine.apply().code(0);
+        assert_for_good(&mut machine, &Want::service(2222));
+        assert!(machine.root().exists("/etc/systemd/system/ssh.socket"), "still masked");
+        machine.spec("version: 1\nssh: {port: 2223, socket: enabled}\n");
+        machine.apply().code(0);
+        assert_for_good(&mut machine, &Want::socket(2223));
+    }
+
+    /// What Ubuntu 22.10's migration left behind.
+    pub(super) fn leftover_drop_ins(suite: Suite) {
+        let mut machine = Machine::boot(suite, |root| {
+            root.socket_owns_port(suite);
+            root.write(
+                "/etc/systemd/system/ssh.socket.d/addresses.conf",
+                "[Socket]\nListenStream=\nListenStream=2200\n",
+            );
+            if suite != Suite::Bullseye {
+                root.write(
+                    "/etc/systemd/system/ssh.service.d/00-socket.conf",
+                    "[Unit]\nAfter=ssh.socket\nRequires=ssh.socket\n",
+                );
+            }
+        });
+        assert_state(&machine, &Want::socket(2200));
+        machine.spec("version: 1\nssh: {port: 2201, socket: enabled}\n");
+        machine.ssh(2200, "harden apply -y spec.yaml").code(0);
+        assert_for_good(&mut machine, &Want::socket(2201));
+        machine.spec(MOVE);
+        machine.ssh(2201, "harden apply -y spec.yaml").code(0);
+        assert_for_good(&mut machine, &Want::service(2222));
+        assert!(!machine.root().exists("/etc/systemd/system/ssh.service.d/00-socket.conf"));
+    }
+
+    /// Somebody's own second sshd is not harden's to end, nor to overlook.
+    pub(super) fn another_sshd_by_hand(suite: Suite) {
+        let machine = Machine::boot(suite, |_| {});
+        machine.sh("systemd-run --quiet --unit=mine /usr/sbin/sshd -D -p 2299; sleep 0.5");
+        machine.spec(MOVE);
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        assert!(refused.stderr.contains("mine.service"), "{refused:?}");
+        machine.ssh(2299, "true").ok();
+    }
+
+    /// Accumulating lines elsewhere are set aside in sight, and come back when the spec lets go.
+    pub(super) fn other_lines_are_resolved(suite: Suite) {
+        let mut machine = Machine::boot(suite, |root| {
+            root.write("/etc/ssh/sshd_config.d/99-late.conf", "Port 2200\nAllowGroups nobody\n");
+        });
+        let original = machine.root().read("/etc/ssh/sshd_config");
+        machine.spec(
+            "version: 1\nssh:\n  port: 2222\n  settings:\n    AllowGroups: [root, sudo]\n\
+             \x20   AcceptEnv: LANG\n",
+        );
+        let plan = machine.sh("harden plan /root/spec.yaml");
+        assert!(plan.contains("+#harden# Port 2200"), "{plan}");
+        machine.apply().code(0);
+        let want = Want::service(2222)
+            .with("allowgroups root")
+            .with("allowgroups sudo")
+            .with("acceptenv lang");
+        assert_for_good(&mut machine, &want);
+        machine.spec("version: 1\nssh: {settings: {AllowGroups: [root]}}\n");
+        machine.apply().code(0);
+        let want = Want::service(2200).with("allowgroups root");
+        assert_for_good(&mut machine, &want);
+        assert_eq!(machine.root().read("/etc/ssh/sshd_config"), original);
+    }
+}

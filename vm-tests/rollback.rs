@@ -1,0 +1,112 @@
+//! What fails is taken back to the byte, and what an earlier tool or run left is cleared up.
+
+use crate::on_debian;
+
+on_debian!(
+    only_one_address_family_comes_up,
+    the_service_does_not_start,
+    a_killed_run_is_taken_back,
+    the_file_system_is_full,
+);
+
+mod cases {
+    use crate::machine::{Machine, Root, Suite};
+    use crate::state::{Want, assert_for_good, assert_state, unchanged};
+
+    const MOVE: &str = "version: 1\nssh:\n  port: 2222\n  socket: disabled\n";
+
+    /// Something happens when ssh.service starts with the new port, and only then.
+    fn sabotage(root: &Root, command: &str) {
+        root.write(
+            "/etc/systemd/system/ssh.service.d/sabotage.conf",
+            &format!(
+                "[Service]\nExecStartPre=/bin/sh -c 'grep -rqs \"^Port 2222\" /etc/ssh || exit 0; \
+                 {command}'\n"
+            ),
+        );
+    }
+
+    /// IPv6's port is taken at the last moment: sshd starts all the same, on IPv4 alone.
+    pub(super) fn only_one_address_family_comes_up(suite: Suite) {
+        let mut machine = Machine::boot(suite, |root| {
+            root.socket_owns_port(suite);
+            sabotage(root, "systemd-run -q --unit=thief nc -6 -lk 2222; sleep 0.5");
+        });
+        let mut old = machine.session(22);
+        machine.spec(MOVE);
+        let failed = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(4));
+        assert!(failed.stderr.contains("[::]:2222"), "{failed:?}");
+        assert!(old.lives(), "the old session died");
+        assert_state(&machine, &Want::socket(22));
+        machine.reboot();
+        assert_state(&machine, &Want::socket(22));
+    }
+
+    pub(super) fn the_service_does_not_start(suite: Suite) {
+        let mut machine = Machine::boot(suite, |root| sabotage(root, "exit 1"));
+        machine.spec(MOVE);
+        let json = "harden apply -y --output json spec.yaml";
+        let failed = unchanged(&machine, || machine.ssh(22, json).code(4));
+        assert!(failed.stdout.contains("\"outcome\":\"rolled-back\""), "{failed:?}");
+        assert!(failed.stdout.contains("\"changed\":false"), "{failed:?}");
+        assert_state(&machine, &Want::service(22));
+        machine.reboot();
+        assert_state(&machine, &Want::service(22));
+        machine.root().remove("/etc/systemd/system/ssh.service.d/sabotage.conf");
+        machine.sh("systemctl daemon-reload");
+        machine.apply().code(0);
+        assert_for_good(&mut machine, &Want::service(2222));
+    }
+
+    /// kill -9 in the middle: the next run clears up first, then does its own work.
+    pub(super) fn a_killed_run_is_taken_back(suite: Suite) {
+        let mut machine = Machine::boot(suite, |root| {
+            root.socket_owns_port(suite);
+            sabotage(root, "sleep 3");
+        });
+        let etc = machine.root().state_of_etc();
+        machine.spec(MOVE);
+        machine.sh("(harden apply -y spec.yaml & sleep 1.5; kill -9 $!) >/dev/null 2>&1; sleep 3");
+        assert_ne!(machine.root().state_of_etc(), etc, "it was killed in the middle");
+        machine.spec("version: 1\nssh: {port: 2200, socket: enabled}\n");
+        let next = machine.apply().code(0);
+        assert!(next.stderr.contains("did not end"), "{next:?}");
+        assert_for_good(&mut machine, &Want::socket(2200));
+    }
+
+    /// No room for the drop-in: nothing may be half written.
+    pub(super) fn the_file_system_is_full(suite: Suite) {
+        let machine = Machine::boot(suite, |root| root.socket_owns_port(suite));
+        machine.spec(MOVE);
+        // The folder on a full file system of its own, with what was in it.
+        machine.sh("mount -t tmpfs -o size=4k tmpfs /etc/ssh/sshd_config.d");
+        machine.sh("head -c 4096 /dev/zero > /etc/ssh/sshd_config.d/fill");
+        let failed = unchanged(&machine, || machine.apply());
+        assert!(matches!(failed.code, 1 | 4), "{failed:?}");
+        assert!(failed.stderr.contains("No space left"), "{failed:?}");
+        assert_eq!(machine.sh("ls -A /etc/ssh/sshd_config.d").trim(), "fill");
+        assert_state(&machine, &Want::socket(22));
+    }
+}
+
+/// Debian 13, the textbook fix: an orphaned sshd keeps port 22 with the old configuration.
+#[test]
+fn the_textbook_orphan_is_seen_and_ended() {
+    use crate::machine::{Machine, Suite};
+    use crate::state::{Want, assert_for_good};
+    let suite = Suite::Trixie;
+    let mut machine = Machine::boot(suite, |root| root.socket_owns_port(suite));
+    let mut old = machine.session(22);
+    machine.sh(
+        "echo 'Port 2222' > /etc/ssh/sshd_config.d/port.conf; systemctl stop ssh.socket; \
+         systemctl disable ssh.socket; systemctl enable ssh.service; systemctl restart ssh.service",
+    );
+    machine.ssh(22, "true").ok();
+    machine.ssh(2222, "true").ok();
+    machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+    let plan = machine.sh("harden plan /root/spec.yaml");
+    assert!(plan.contains("sshd (pid"), "the orphan is in the plan: {plan}");
+    machine.ssh(22, "harden apply -y spec.yaml").code(0);
+    assert!(old.lives(), "the orphan's session died");
+    assert_for_good(&mut machine, &Want::service(2222));
+}
