@@ -111,9 +111,10 @@ mod cases {
             .with("allowgroups sudo")
             .with("acceptenv lang");
         assert_for_good(&mut machine, &want);
+        // A spec that is silent about the port leaves it where the last one put it.
         machine.spec("version: 1\nssh: {settings: {AllowGroups: [root]}}\n");
         machine.apply().code(0);
-        let want = Want::service(2200).with("allowgroups root");
+        let want = Want::service(2222).with("allowgroups root").with("acceptenv lang");
         assert_for_good(&mut machine, &want);
         assert_eq!(machine.root().read("/etc/ssh/sshd_config"), original);
     }

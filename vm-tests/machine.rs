@@ -233,9 +233,9 @@ impl Machine {
     /// Runs a shell command as root inside, without SSH.
     pub(crate) fn exec(&self, command: &str) -> Ran {
         let output = Command::new("nsenter")
-            .args(["--target", &self.leader.to_string(), "--all", "--wd=/root"])
+            .args(["--target", &self.leader.to_string(), "--all"])
             .args(["/usr/bin/env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
-            .args(["HOME=/root", "/bin/sh", "-c", command])
+            .args(["HOME=/root", "/bin/sh", "-c", &format!("cd /root; {command}")])
             .stdin(Stdio::null())
             .output()
             .unwrap();

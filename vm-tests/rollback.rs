@@ -26,16 +26,16 @@ mod cases {
         );
     }
 
-    /// IPv6's port is taken at the last moment: sshd starts all the same, on IPv4 alone.
+    /// IPv4's port is taken at the last moment: sshd starts all the same, on IPv6 alone.
     pub(super) fn only_one_address_family_comes_up(suite: Suite) {
         let mut machine = Machine::boot(suite, |root| {
             root.socket_owns_port(suite);
-            sabotage(root, "systemd-run -q --unit=thief nc -6 -lk 2222; sleep 0.5");
+            sabotage(root, "systemd-run -q --unit=thief nc -4 -lk 2222; sleep 0.5");
         });
         let mut old = machine.session(22);
         machine.spec(MOVE);
         let failed = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(4));
-        assert!(failed.stderr.contains("[::]:2222"), "{failed:?}");
+        assert!(failed.stderr.contains("0.0.0.0:2222 is held by nc"), "{failed:?}");
         assert!(old.lives(), "the old session died");
         assert_state(&machine, &Want::socket(22));
         machine.reboot();
@@ -97,10 +97,12 @@ fn the_textbook_orphan_is_seen_and_ended() {
     let suite = Suite::Trixie;
     let mut machine = Machine::boot(suite, |root| root.socket_owns_port(suite));
     let mut old = machine.session(22);
-    machine.sh(
+    machine.ssh(
+        22,
         "echo 'Port 2222' > /etc/ssh/sshd_config.d/port.conf; systemctl stop ssh.socket; \
          systemctl disable ssh.socket; systemctl enable ssh.service; systemctl restart ssh.service",
-    );
+    )
+    .ok();
     machine.ssh(22, "true").ok();
     machine.ssh(2222, "true").ok();
     machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");

@@ -63,7 +63,11 @@ impl Listening {
 }
 
 /// Works out the endpoints from the spec, and from the host where the spec is silent.
+///
+/// What an earlier spec said of ports and addresses stands until another one says otherwise: a
+/// spec about keys must not move the port back.
 pub(crate) fn desired(spec: &Spec, observed: &Observed) -> Result<Listening, Refusal> {
+    let asked = Asked::new(spec, observed);
     let mode = mode(spec.ssh.socket, observed);
     if mode == Mode::Socket && !observed.socket.exists() {
         return Err(Refusal::new(
@@ -81,23 +85,44 @@ pub(crate) fn desired(spec: &Spec, observed: &Observed) -> Result<Listening, Ref
     };
     let effective = effective(observed)?;
     let now = present(mode, observed, &effective);
-    let family = family(spec, &effective);
-    let mut endpoints = wanted(spec, observed, &now)?;
+    let family = family(spec, &asked, &effective);
+    let mut endpoints = wanted(&asked, observed, &now)?;
     endpoints.retain(|endpoint| family.allows(endpoint.ip()));
     endpoints.sort();
     check(&endpoints)?;
 
-    let managed = spec.ssh.ports.is_some() || spec.ssh.listen.is_some();
-    let ports = if managed { ports_of(spec, &endpoints) } else { Vec::new() };
-    let addresses = addresses_to_write(spec, observed, managed, &endpoints);
-    Ok(Listening {
-        mode,
-        owner,
-        any_family: family == Family::MustBeAny,
-        endpoints,
-        ports,
-        addresses,
-    })
+    let managed = asked.ports.is_some() || asked.listen.is_some();
+    let ports = match &asked.ports {
+        _ if !managed => Vec::new(),
+        Some(ports) => ports.clone(),
+        None => ports(&endpoints),
+    };
+    let addresses = addresses_to_write(&asked, observed, managed, &endpoints);
+    let any_family = family == Family::MustBeAny;
+    Ok(Listening { mode, owner, endpoints, ports, addresses, any_family })
+}
+
+/// Ports and addresses that the spec, or else an earlier one, asks for.
+struct Asked {
+    ports: Option<Vec<u16>>,
+    listen: Option<Vec<IpAddr>>,
+}
+
+impl Asked {
+    fn new(spec: &Spec, observed: &Observed) -> Self {
+        let earlier = super::sshd_config::earlier_lines(&observed.config);
+        let values = |keyword: &str| -> Vec<String> {
+            let lines = earlier.iter().filter(|line| line.is(keyword));
+            lines.filter_map(|line| line.args.first().cloned()).collect()
+        };
+        let ports: Vec<u16> = values("Port").iter().filter_map(|p| p.parse().ok()).collect();
+        let listen: Vec<IpAddr> =
+            values("ListenAddress").iter().filter_map(|a| a.parse().ok()).collect();
+        Self {
+            ports: spec.ssh.ports.clone().or(Some(ports).filter(|ports| !ports.is_empty())),
+            listen: spec.ssh.listen.clone().or(Some(listen).filter(|listen| !listen.is_empty())),
+        }
+    }
 }
 
 fn mode(asked: SocketMode, observed: &Observed) -> Mode {
@@ -186,14 +211,14 @@ pub(crate) fn configured(observed: &Observed) -> Vec<SocketAddr> {
 }
 
 fn wanted(
-    spec: &Spec,
+    asked: &Asked,
     observed: &Observed,
     now: &[SocketAddr],
 ) -> Result<Vec<SocketAddr>, Refusal> {
-    if spec.ssh.ports.is_none() && spec.ssh.listen.is_none() {
+    if asked.ports.is_none() && asked.listen.is_none() {
         return Ok(now.to_vec());
     }
-    let listen = match &spec.ssh.listen {
+    let listen = match &asked.listen {
         Some(listen) => listen.clone(),
         None => addresses(now),
     };
@@ -204,7 +229,7 @@ fn wanted(
             "remove the address from `ssh.listen`, or enable IPv6 (kernel parameter ipv6.disable)",
         ));
     }
-    let ports = spec.ssh.ports.clone().unwrap_or_else(|| ports(now));
+    let ports = asked.ports.clone().unwrap_or_else(|| ports(now));
     let all = ports.iter().flat_map(|port| listen.iter().map(|ip| SocketAddr::new(*ip, *port)));
     Ok(all.collect())
 }
@@ -228,7 +253,7 @@ impl Family {
     }
 }
 
-fn family(spec: &Spec, effective: &Effective) -> Family {
+fn family(spec: &Spec, asked: &Asked, effective: &Effective) -> Family {
     let of = |value: &str| match value.to_ascii_lowercase().as_str() {
         "inet" => Family::V4,
         "inet6" => Family::V6,
@@ -241,7 +266,7 @@ fn family(spec: &Spec, effective: &Effective) -> Family {
     }
     let now = effective.get("addressfamily").first().map_or(Family::Any, |value| of(value));
     let excluded =
-        spec.ssh.listen.as_ref().is_some_and(|listen| listen.iter().any(|ip| !now.allows(*ip)));
+        asked.listen.as_ref().is_some_and(|listen| listen.iter().any(|ip| !now.allows(*ip)));
     if excluded { Family::MustBeAny } else { Family::Any }
 }
 
@@ -264,19 +289,15 @@ fn check(endpoints: &[SocketAddr]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn ports_of(spec: &Spec, endpoints: &[SocketAddr]) -> Vec<u16> {
-    spec.ssh.ports.clone().unwrap_or_else(|| ports(endpoints))
-}
-
 /// `ListenAddress` lines are written where the spec gives addresses, or where an existing line
 /// carries a port of its own and would ignore `Port`.
 fn addresses_to_write(
-    spec: &Spec,
+    asked: &Asked,
     observed: &Observed,
     managed: bool,
     endpoints: &[SocketAddr],
 ) -> Vec<IpAddr> {
-    if let Some(listen) = &spec.ssh.listen {
+    if let Some(listen) = &asked.listen {
         return listen.clone();
     }
     let own_port = |text: &String| {

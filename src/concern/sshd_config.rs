@@ -8,7 +8,7 @@ use crate::observe::Observed;
 use crate::plan::{FileChange, Part};
 use crate::spec::Spec;
 use crate::sshd::keywords::{Repeats, repeats, same};
-use crate::sshd::syntax::parse_line;
+use crate::sshd::syntax::{Directive, parse_line};
 use crate::sshd::tree::pattern_reads;
 use crate::sshd::{ConfigFile, ConfigTree};
 use crate::sys::files::Meta;
@@ -73,7 +73,8 @@ pub(crate) fn rewrite(
             reason: "The spec leaves nothing to write here.".to_owned(),
         });
     }
-    let warnings = match_warnings(&candidate, &keywords);
+    let mut warnings = match_warnings(&candidate, &keywords);
+    warnings.extend(dropped_warnings(&observed.config, &keywords));
     Ok(Rewritten { part: Part { files, warnings }, candidate })
 }
 
@@ -83,6 +84,27 @@ pub(crate) fn own_lines(spec: &Spec, listening: &Listening) -> Vec<String> {
         setting.lines.iter().map(move |line| format!("{} {line}", setting.keyword))
     });
     listening.lines().into_iter().chain(settings).collect()
+}
+
+/// The lines that an earlier spec wrote: the drop-in's, or the block's at the top of the main file.
+pub(crate) fn earlier_lines(tree: &ConfigTree) -> Vec<Directive> {
+    let drop_in = tree.file(Path::new(DROP_IN)).map(|file| file.text.as_str()).unwrap_or_default();
+    let main = tree.file(&tree.main).map(|file| file.text.as_str()).unwrap_or_default();
+    let block = main.split_once(BEGIN).and_then(|(_, rest)| Some(rest.split_once(END)?.0));
+    let lines = drop_in.lines().chain(block.unwrap_or_default().lines());
+    lines.filter_map(parse_line).collect()
+}
+
+/// Values that an earlier spec set and this one does not: sshd's own come back.
+fn dropped_warnings(tree: &ConfigTree, keywords: &[String]) -> Vec<String> {
+    earlier_lines(tree)
+        .into_iter()
+        .filter(|line| !keywords.iter().any(|keyword| same(keyword, &line.keyword)))
+        .map(|line| {
+            let (keyword, value) = (&line.keyword, line.args.join(" "));
+            format!("the spec no longer sets `{keyword} {value}`; what applied before comes back")
+        })
+        .collect()
 }
 
 /// The configuration as it would be had harden never written to it.
