@@ -5,6 +5,7 @@
 mod dirty;
 mod machine;
 mod moves;
+mod playbooks;
 mod rollback;
 mod state;
 mod ubuntu;
