@@ -343,7 +343,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.leader = self.find_leader();
         if std::thread::panicking() {
-            eprintln!("journal:\n{}", self.exec("journalctl -b -n 60 --no-pager -o cat").stdout);
+            eprintln!("journal:\n{}", self.exec("journalctl -b -n 80 --no-pager -o cat -u 'ssh*' -t systemd").stdout);
         }
         self.pull_the_plug();
         let _ = Command::new("umount").arg("-l").arg(self.folder.join("root")).status();

@@ -122,19 +122,25 @@ impl Machine for RealMachine {
         loop {
             let observed =
                 self.observe().map_err(|error| SysError::new("cannot look at the host", error))?;
-            let faults = verify::missing(expect, &observed);
-            if faults.is_empty() {
-                let (faults, _) = verify::answers(&self.files, expect, &observed)
+            let missing = verify::missing(expect, &observed);
+            let (what, faults, pause) = if missing.is_empty() {
+                let (faults, notes) = verify::answers(&self.files, expect, &observed)
                     .map_err(|error| SysError::new("cannot speak to the new listener", error))?;
-                if faults.is_empty() {
-                    return Ok(());
+                for note in notes {
+                    tracing::warn!("{note}");
                 }
-                return Err(SysError::new("the new listener does not answer", faults.join("; ")));
+                // Sparingly: sshd counts attempts that come to nothing (PerSourcePenalties).
+                ("the new listener does not answer", faults, Duration::from_secs(1))
+            } else {
+                ("the new listener is not there", missing, Duration::from_millis(20))
+            };
+            if faults.is_empty() {
+                return Ok(());
             }
-            if Instant::now() > deadline {
-                return Err(SysError::new("the new listener is not there", faults.join("; ")));
+            if Instant::now() + pause > deadline {
+                return Err(SysError::new(what, faults.join("; ")));
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(pause);
         }
     }
 
