@@ -18,6 +18,8 @@ use harden::transaction::machine::{Machine, RealMachine};
 use harden::transaction::{self, Lock, Outcome, Progress};
 use harden::{validate, verify};
 
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+
 use crate::cli::{ApplyArgs, Confirm, Format, PlanArgs};
 
 /// How long a transaction may take where nobody says otherwise.
@@ -174,6 +176,8 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
     if !sys::is_root() {
         return Err(not_root().into());
     }
+    // Before the first thread: a signal goes to any thread that does not hold it.
+    signals(SigmaskHow::SIG_BLOCK);
     let machine = RealMachine::new(observe::connect()?);
     let lock = Lock::take(&files)?;
     if let Some((id, outcome)) = transaction::resolve_open(&machine, &lock, &mut Terminal)?
@@ -183,12 +187,10 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
     }
     let observed = machine.observe()?;
     if let Some(saved) = &saved {
+        saved.check_origin(&name, &spec)?;
         saved.check_host(&observed)?;
     }
     let plan = checked_plan(&files, &spec, &observed)?;
-    if let Some(saved) = &saved {
-        saved.check_plan(&name, &plan)?;
-    }
     if format == Format::Human {
         say(|out| human::plan(out, &observed, &plan));
     }
@@ -200,7 +202,6 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
         SavedPlan::new(&spec, &observed, &plan).check_host(&machine.observe()?)?;
     }
     let limit = args.timeout.or(spec.timeout).unwrap_or(TIMEOUT);
-    hold_signals();
     let (id, outcome) =
         transaction::apply(&machine, &lock, &observed, &plan, limit, &mut Terminal)?;
     Ok(ended(Some(id), Some(plan), outcome))
@@ -241,7 +242,9 @@ fn ended(transaction: Option<String>, plan: Option<Plan>, outcome: Outcome) -> E
             for note in notes {
                 Terminal.note(&note);
             }
-            Terminal.note("done: listeners, units and values are proven, and enabled for the next boot");
+            Terminal.note(
+                "done: listeners, units and values are proven, and enabled for the next boot",
+            );
             ("applied", exit::OK, None)
         }
         Outcome::RolledBack { cause } => (
@@ -288,23 +291,25 @@ fn ask() -> Result<(), Error> {
         out.flush()
     });
     let mut answer = String::new();
+    signals(SigmaskHow::SIG_UNBLOCK);
     let read = std::io::stdin().lock().read_line(&mut answer);
+    signals(SigmaskHow::SIG_BLOCK);
     if read.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
         return Ok(());
     }
     Err(Refusal::new("declined", "not applied; nothing was changed", "answer y to apply").into())
 }
 
-/// Ctrl-C, a hangup or a kill must not leave the transaction half done.
-fn hold_signals() {
-    use nix::sys::signal::{SigSet, Signal};
+/// Holds or releases the signals by which a terminal ends a program: Ctrl-C, a hangup or a kill
+/// must not leave a transaction half done.
+fn signals(how: SigmaskHow) {
     let mut held = SigSet::empty();
     for signal in
         [Signal::SIGINT, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGTSTP]
     {
         held.add(signal);
     }
-    if let Err(error) = held.thread_block() {
+    if let Err(error) = nix::sys::signal::pthread_sigmask(how, Some(&held), None) {
         tracing::warn!(%error, "signals are not held");
     }
 }

@@ -199,9 +199,8 @@ impl Observed {
 
     /// Who holds each SSH endpoint, without process ids.
     fn sockets(&self, without_orphans: bool) -> BTreeMap<SocketAddr, String> {
-        let orphan = |listener: &&Listener| {
-            matches!(listener.owner, Owner::Process(_)) && without_orphans
-        };
+        let orphan =
+            |listener: &&Listener| matches!(listener.owner, Owner::Process(_)) && without_orphans;
         self.listeners
             .iter()
             .filter(|listener| listener.ssh && !orphan(listener))

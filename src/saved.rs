@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Refusal};
 use crate::observe::Observed;
-use crate::plan::{Change, Plan};
+use crate::plan::{Change, Plan, plan};
 use crate::spec::{self, Spec};
 
 /// `plan --out FILE`. The steps are not stored: they are planned again from the same spec and the
@@ -75,12 +75,14 @@ impl SavedPlan {
         ))
     }
 
-    /// Refuses a plan that this harden would not make.
+    /// Refuses a file that this harden would not have written for that spec and that host: another
+    /// version made it, or somebody edited it.
     ///
     /// # Errors
-    /// A refusal; another version of harden made the plan, or somebody edited it.
-    pub fn check_plan(&self, name: &str, plan: &Plan) -> Result<(), Error> {
-        if self.changes == plan.changes { Ok(()) } else { Err(other_version(name)) }
+    /// A refusal.
+    pub fn check_origin(&self, name: &str, spec: &Spec) -> Result<(), Error> {
+        let again = plan(spec, &self.observed)?;
+        if self.changes == again.changes { Ok(()) } else { Err(other_version(name)) }
     }
 }
 

@@ -234,7 +234,11 @@ impl Machine {
     pub(crate) fn exec(&self, command: &str) -> Ran {
         let output = Command::new("nsenter")
             .args(["--target", &self.leader.to_string(), "--all"])
-            .args(["/usr/bin/env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+            .args([
+                "/usr/bin/env",
+                "-i",
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            ])
             .args(["HOME=/root", "/bin/sh", "-c", &format!("cd /root; {command}")])
             .stdin(Stdio::null())
             .output()
@@ -343,7 +347,10 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.leader = self.find_leader();
         if std::thread::panicking() {
-            eprintln!("journal:\n{}", self.exec("journalctl -b -n 80 --no-pager -o cat -u 'ssh*' -t systemd").stdout);
+            eprintln!(
+                "journal:\n{}",
+                self.exec("journalctl -b -n 80 --no-pager -o cat -u 'ssh*' -t systemd").stdout
+            );
         }
         self.pull_the_plug();
         let _ = Command::new("umount").arg("-l").arg(self.folder.join("root")).status();

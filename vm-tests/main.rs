@@ -2,6 +2,7 @@
 //!
 //! Run by `vm-tests/test`, which makes the trees and builds the release binary.
 
+mod contract;
 mod dirty;
 mod machine;
 mod moves;

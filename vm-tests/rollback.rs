@@ -97,12 +97,13 @@ fn the_textbook_orphan_is_seen_and_ended() {
     let suite = Suite::Trixie;
     let mut machine = Machine::boot(suite, |root| root.socket_owns_port(suite));
     let mut old = machine.session(22);
-    machine.ssh(
-        22,
-        "echo 'Port 2222' > /etc/ssh/sshd_config.d/port.conf; systemctl stop ssh.socket; \
+    machine
+        .ssh(
+            22,
+            "echo 'Port 2222' > /etc/ssh/sshd_config.d/port.conf; systemctl stop ssh.socket; \
          systemctl disable ssh.socket; systemctl enable ssh.service; systemctl restart ssh.service",
-    )
-    .ok();
+        )
+        .ok();
     machine.ssh(22, "true").ok();
     machine.ssh(2222, "true").ok();
     machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");

@@ -54,9 +54,10 @@ fn ssh_listeners(machine: &Machine) -> Vec<Listener> {
         .map(|line| {
             let local = line.split_whitespace().nth(3).unwrap();
             let (address, port) = local.rsplit_once(':').unwrap();
-            let pids = line.split("pid=").skip(1).filter_map(|rest| {
-                rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-            });
+            let pids = line
+                .split("pid=")
+                .skip(1)
+                .filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
             Listener {
                 address: address.split('%').next().unwrap().to_owned(),
                 port: port.parse().unwrap(),

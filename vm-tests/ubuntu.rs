@@ -6,8 +6,7 @@ use crate::state::{Want, assert_for_good, assert_state, property, unchanged};
 const MOVE: &str = "version: 1\nssh:\n  port: 2222\n  socket: disabled\n";
 
 fn fresh() -> Machine {
-    let machine =
-        Machine::boot(Suite::UbuntuLike, |root| root.socket_owns_port(Suite::UbuntuLike));
+    let machine = Machine::boot(Suite::UbuntuLike, |root| root.socket_owns_port(Suite::UbuntuLike));
     assert_state(&machine, &Want::socket(22));
     machine
 }
@@ -59,7 +58,8 @@ fn revives_a_socket_that_a_reload_closed() {
         let mut machine = fresh();
         machine.root().append("/etc/ssh/sshd_config", "Port 2200\n");
         assert_eq!(property(&machine, "ssh.socket", "NeedDaemonReload"), "no");
-        machine.sh("systemctl stop ssh.service; systemctl start ssh.socket; systemctl daemon-reload");
+        machine
+            .sh("systemctl stop ssh.service; systemctl start ssh.socket; systemctl daemon-reload");
         assert_eq!(property(&machine, "ssh.socket", "ActiveState"), "active");
         assert_eq!(machine.sh("ss -Htln"), "", "the trap is sprung: nobody listens");
         machine.spec(spec);

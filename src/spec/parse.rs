@@ -218,7 +218,7 @@ impl Source {
                 return Err(self.error(
                     span,
                     &format!("`{text}` is not an IP address"),
-                    "expected an address like 0.0.0.0, 192.0.2.7 or \"::\"; ports stand in `port`",
+                    "expected an address: 192.0.2.7, \"::\"",
                     None,
                 ));
             };
@@ -236,7 +236,7 @@ impl Source {
             let setting = self.setting(&key, &value)?;
             if parsed.iter().any(|other| keywords::same(&other.keyword, &setting.keyword)) {
                 let message = format!("`{}` is set twice", setting.keyword);
-                let label = "sshd takes this for the same keyword as an earlier one";
+                let label = "the same keyword as above";
                 return Err(self.at(&key, &message, label));
             }
             parsed.push(setting);

@@ -55,7 +55,7 @@ impl Command {
 
     /// Runs to the end, or kills the program at the deadline and reports that as an error.
     pub fn run(&self) -> Result<Output> {
-        use std::os::unix::process::ExitStatusExt;
+        use std::os::unix::process::{CommandExt, ExitStatusExt};
         let what = || format!("cannot run {}", self.program.display());
         let child = Process::new(&self.program)
             .args(&self.args)
@@ -63,6 +63,8 @@ impl Command {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // A group of its own: Ctrl-C on the terminal is not meant for a probe.
+            .process_group(0)
             .spawn()
             .map_err(|error| SysError::new(what(), error))?;
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
