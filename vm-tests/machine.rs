@@ -86,7 +86,6 @@ pub(crate) const V6: &str = "fd77::2";
 
 /// A booted system. Dropping it pulls the plug and clears everything away.
 pub(crate) struct Machine {
-    pub(crate) suite: Suite,
     id: String,
     folder: PathBuf,
     nspawn: Option<Child>,
@@ -117,7 +116,7 @@ impl Machine {
             at("work")
         );
         run("mount", &["-t", "overlay", "overlay", "-o", &layers, &at("root")]);
-        let machine = Self { suite, id, folder, nspawn: None, leader: 0 };
+        let machine = Self { id, folder, nspawn: None, leader: 0 };
         machine.connect_cable();
         machine.add_keys();
         // In a container systemd now and then misses that a session's last process is gone.

@@ -1,7 +1,15 @@
 //! Every promise on booted systems: real systemd, real sshd, driven over SSH from outside.
 //!
 //! Run by `vm-tests/test`, which makes the trees and builds the release binary.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
 
+mod bench;
 mod contract;
 mod dirty;
 mod machine;

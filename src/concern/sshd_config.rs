@@ -16,8 +16,7 @@ use crate::sys::files::Meta;
 /// The drop-in: it sorts before cloud-init's 50- and nearly everything else.
 pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-harden.conf";
 
-const HEADER: &str =
-    "# Written by harden. `harden apply` replaces this file: change the spec instead.\n";
+const HEADER: &str = "# Written by harden; `harden apply` replaces it. Change the spec instead.\n";
 const BEGIN: &str = "# BEGIN harden: `harden apply` replaces these lines; change the spec instead.";
 const END: &str = "# END harden";
 /// In front of a line of someone else's that the spec replaces; taken off again when it no
@@ -73,6 +72,8 @@ pub(crate) fn rewrite(
             reason: "The spec leaves nothing to write here.".to_owned(),
         });
     }
+    // The new lines come before the old ones go: in between, sshd would serve both ports.
+    files.sort_by_key(|file| file.path != Path::new(DROP_IN));
     let mut warnings = match_warnings(&candidate, &keywords);
     warnings.extend(dropped_warnings(&observed.config, &keywords));
     Ok(Rewritten { part: Part { files, warnings }, candidate })

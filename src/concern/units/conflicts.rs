@@ -1,0 +1,103 @@
+//! What stands in the way of a new listener: other programs, other sshds, a deliberate stop.
+
+use std::net::SocketAddr;
+
+use crate::concern::listening::Listening;
+use crate::error::Refusal;
+use crate::observe::{Listener, Observed, Owner};
+use crate::sys::process::Process;
+
+pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
+    if observed.not_to_be_run {
+        return Err(Refusal::new(
+            "not-to-be-run",
+            "/etc/ssh/sshd_not_to_be_run exists, so systemd would not start sshd",
+            "remove that file if sshd shall run here",
+        ));
+    }
+    Ok(())
+}
+
+/// sshd processes that listen outside their unit: orphans of ssh.service are ended, others are
+/// somebody's and are not harden's to end.
+pub(super) fn leftovers(
+    observed: &Observed,
+    listening: &Listening,
+) -> Result<Vec<(Process, Vec<SocketAddr>)>, Refusal> {
+    let mut found: Vec<(Process, Vec<SocketAddr>)> = Vec::new();
+    for listener in observed.listeners.iter().filter(|listener| listener.ssh) {
+        match &listener.owner {
+            Owner::Process(process) if process.unit == observed.service.name => {
+                match found.iter_mut().find(|(other, _)| other == process) {
+                    Some((_, endpoints)) => endpoints.extend(listener.serves()),
+                    None => found.push((process.clone(), listener.serves())),
+                }
+            }
+            Owner::Process(process) => return Err(other_sshd(listener, process)),
+            Owner::Unit(unit)
+                if *unit != observed.service.name && *unit != observed.socket.name =>
+            {
+                let at = SocketAddr::new(listener.address, listener.port);
+                return Err(Refusal::new(
+                    "other-listener",
+                    format!("{unit} also listens for SSH, on {at}"),
+                    format!(
+                        "harden proves that {} alone does: systemctl disable --now {unit}",
+                        listening.owner
+                    ),
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn other_sshd(listener: &Listener, process: &Process) -> Refusal {
+    let at = SocketAddr::new(listener.address, listener.port);
+    let Process { name, pid, unit, .. } = process;
+    let (place, hint) = if unit.ends_with(".service") {
+        (format!(" of {unit}"), format!("systemctl disable --now {unit}"))
+    } else {
+        (String::new(), format!("kill {pid}"))
+    };
+    Refusal::new(
+        "other-listener",
+        format!("another SSH server listens on {at}: {name} (pid {pid}){place}"),
+        format!("end it first if you do not need it: {hint}"),
+    )
+}
+
+/// A port that a program other than sshd holds cannot be had.
+pub(super) fn refuse_taken(observed: &Observed, listening: &Listening) -> Result<(), Refusal> {
+    let taken = |listener: &&Listener| {
+        !listener.ssh && listening.endpoints.iter().any(|endpoint| collides(listener, endpoint))
+    };
+    // Without root nobody's sockets can be told apart: leave it to the run that has root.
+    let Some(listener) =
+        observed.listeners.iter().filter(|listener| listener.owner != Owner::Unseen).find(taken)
+    else {
+        return Ok(());
+    };
+    let at = SocketAddr::new(listener.address, listener.port);
+    let unit = match &listener.owner {
+        Owner::Process(process) if !process.unit.is_empty() => format!(" of {}", process.unit),
+        _ => String::new(),
+    };
+    Err(Refusal::new(
+        "port-taken",
+        format!("port {} is taken: {} listens on {at}{unit}", listener.port, listener.owner),
+        "choose another port, or stop that program first",
+    ))
+}
+
+/// Whether two sockets cannot exist at the same time (ip(7), bind(2)).
+fn collides(listener: &Listener, endpoint: &SocketAddr) -> bool {
+    listener.serves().iter().any(|served| {
+        served.port() == endpoint.port()
+            && served.is_ipv4() == endpoint.is_ipv4()
+            && (served.ip() == endpoint.ip()
+                || served.ip().is_unspecified()
+                || endpoint.ip().is_unspecified())
+    })
+}
