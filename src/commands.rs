@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anstream::AutoStream;
 use harden::error::{Error, ErrorReport, Refusal, exit};
-use harden::observe::{self, Observed};
+use harden::observe::{self, Ahead, Observed};
 use harden::plan::{Plan, Step, plan};
 use harden::report::{human, json};
 use harden::saved::SavedPlan;
@@ -31,9 +31,12 @@ const MAX_PLAN: u64 = 64 * 1024 * 1024;
 pub(crate) fn plan_command(args: &PlanArgs, format: Format) -> u8 {
     match planned(args) {
         Ok((observed, plan)) => {
-            match format {
+            let written = match format {
                 Format::Human => say(|out| human::plan(out, &observed, &plan)),
                 Format::Json => print_json(&json::PlanReport::of(&plan)),
+            };
+            if !written {
+                return exit::REFUSED;
             }
             let pending = args.exit_code && !plan.changes.is_empty();
             if pending { exit::PENDING } else { exit::OK }
@@ -52,10 +55,18 @@ fn planned(args: &PlanArgs) -> Result<(Observed, Plan), Error> {
     let files = Files::at("/");
     let bytes = read_input(&files, &args.spec, spec::MAX_SIZE)?;
     let spec = spec::parse(&args.spec.to_string_lossy(), &bytes)?;
-    let observed = observe::observe(&files, &observe::connect()?)?;
-    let plan = checked_plan(&files, &spec, &observed)?;
+    observe::check_host()?;
+    let ahead = Ahead::ask();
+    let observed = observe::observe(&files, &observe::connect()?, ahead)?;
+    let mut plan = checked_plan(&files, &spec, &observed)?;
+    if let Ok(Some((id, _))) = transaction::journal::find_open(&files) {
+        plan.warnings.push(format!(
+            "transaction {id} did not end: `harden apply` takes it back first, and then plans \
+             again"
+        ));
+    }
     if let Some(out) = &args.out {
-        save(&files, out, &SavedPlan::new(&spec, &observed, &plan))?;
+        save(&files, out, &args.spec, &SavedPlan::new(&spec, &observed, &plan))?;
     }
     Ok((observed, plan))
 }
@@ -69,7 +80,25 @@ fn checked_plan(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan,
     Ok(plan)
 }
 
-fn save(files: &Files, out: &Path, saved: &SavedPlan) -> Result<(), Error> {
+fn save(files: &Files, out: &Path, spec: &Path, saved: &SavedPlan) -> Result<(), Error> {
+    let same = |one: &std::fs::Metadata, two: &std::fs::Metadata| {
+        (one.dev(), one.ino()) == (two.dev(), two.ino())
+    };
+    let taken = std::path::absolute(out).ok().and_then(|out| files.metadata(&out));
+    let source = std::path::absolute(spec).ok().and_then(|spec| files.metadata(&spec));
+    let wrong = match (&taken, &source) {
+        (Some(taken), _) if !taken.is_file() => Some("it is not a regular file"),
+        (Some(taken), Some(source)) if same(taken, source) => Some("it is the spec"),
+        _ => None,
+    };
+    if let Some(wrong) = wrong {
+        return Err(Refusal::new(
+            "bad-output",
+            format!("cannot save the plan to {}: {wrong}", out.display()),
+            "name a file of its own: --out plan.json",
+        )
+        .into());
+    }
     let text = serde_json::to_string(saved)
         .map_err(|error| sys::SysError::new("cannot save the plan", error))?;
     let out = std::path::absolute(out)
@@ -178,14 +207,17 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
     }
     // Before the first thread: a signal goes to any thread that does not hold it.
     signals(SigmaskHow::SIG_BLOCK);
-    let machine = RealMachine::new(observe::connect()?);
+    observe::check_host()?;
     let lock = Lock::take(&files)?;
-    if let Some((id, outcome)) = transaction::resolve_open(&machine, &lock, &mut Terminal)?
-        && let Outcome::NeedsOperator { .. } = outcome
-    {
-        return Ok(ended(Some(id), None, outcome));
-    }
-    let observed = machine.observe()?;
+    let ahead = Ahead::ask();
+    let machine = RealMachine::new(observe::connect()?);
+    let observed = match transaction::resolve_open(&machine, &lock, &mut Terminal)? {
+        None => machine.observe_with(ahead)?,
+        Some((id, outcome @ Outcome::NeedsOperator { .. })) => {
+            return Ok(ended(Some(id), None, outcome));
+        }
+        Some(_) => machine.observe()?,
+    };
     if let Some(saved) = &saved {
         saved.check_origin(&name, &spec)?;
         saved.check_host(&observed)?;
@@ -323,7 +355,7 @@ impl Progress for Terminal {
     }
 
     fn note(&mut self, text: &str) {
-        tell(|out| writeln!(out, "{text}"));
+        tell(|out| writeln!(out, "{}", human::note(text)));
     }
 }
 
@@ -334,10 +366,17 @@ fn complain(error: &Error) {
     }
 }
 
-/// Writes to standard output, in colour where it is a terminal that wants it.
-fn say(write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) {
+/// Writes to standard output, in colour where it is a terminal that wants it; says whether that
+/// worked. A reader that has read enough (`| head`) is no failure.
+fn say(write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> bool {
     let mut out = AutoStream::auto(std::io::stdout().lock());
-    let _ = write(&mut out).and_then(|()| out.flush());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            tell(|err| writeln!(err, "cannot write to standard output: {error}"));
+            false
+        }
+        _ => true,
+    }
 }
 
 /// Writes to standard error.
@@ -346,9 +385,19 @@ fn tell(write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) {
     let _ = write(&mut out);
 }
 
-fn print_json(report: &impl serde::Serialize) {
+fn print_json(report: &impl serde::Serialize) -> bool {
     say(|out| {
         let text = serde_json::to_string(report)?;
         writeln!(out, "{text}")
-    });
+    })
+}
+
+/// Wrong usage, for programs: one JSON object like any other end.
+pub(crate) fn usage_report(message: &str) {
+    let report = ErrorReport {
+        code: "usage".to_owned(),
+        message: message.trim().to_owned(),
+        hint: Some("harden --help".to_owned()),
+    };
+    print_json(&json::ApplyReport::new("refused", None, None).with_error(report));
 }

@@ -9,13 +9,27 @@ use clap::Parser;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     log(cli.verbose);
     let code = match &cli.command {
         Command::Plan(args) => commands::plan_command(args, cli.output),
         Command::Apply(args) => commands::apply_command(args, cli.output),
     };
     ExitCode::from(code)
+}
+
+/// Prints help, the version, or what is wrong with the arguments.
+fn usage(error: &clap::Error) -> ExitCode {
+    let json = std::env::args().any(|arg| arg == "json" || arg == "--output=json");
+    if json && error.use_stderr() {
+        commands::usage_report(&error.render().to_string());
+    }
+    // A terminal that has gone away is no reason to panic.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// Logs to standard error: warnings, or everything of harden's own with `--verbose`.

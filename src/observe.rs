@@ -56,6 +56,8 @@ pub struct Observed {
     pub links: BTreeMap<PathBuf, Option<PathBuf>>,
     /// Listening TCP sockets.
     pub listeners: Vec<Listener>,
+    /// Addresses of the host's interfaces.
+    pub addresses: Vec<IpAddr>,
     /// Folders that a plan may need and that are not there.
     pub missing_folders: Vec<PathBuf>,
     /// What could not be seen, and why.
@@ -92,6 +94,8 @@ pub struct CommandLine {
     pub variable: String,
     /// The environment file, where there is one.
     pub file: Option<ConfigFile>,
+    /// The words that the running sshd was really started with; empty where none runs.
+    pub running: Vec<String>,
 }
 
 impl CommandLine {
@@ -181,7 +185,9 @@ impl Observed {
         for (was, is) in [(&self.socket, &now.socket), (&self.service, &now.service)] {
             // In socket mode sshd comes and goes with the connections.
             let on_demand = self.socket.is_active() && now.socket.is_active();
-            let same_run = was.active == is.active || (on_demand && was.name == self.service.name);
+            let comes_and_goes = matches!(is.active.as_str(), "active" | "inactive");
+            let same_run = was.active == is.active
+                || (on_demand && was.name == self.service.name && comes_and_goes);
             if was.load != is.load || was.file != is.file || !same_run {
                 moved.push(format!("{} was {}, is {}", was.name, was.summary(), is.summary()));
             }
@@ -232,69 +238,88 @@ fn compare<K: Ord + Clone, V: PartialEq>(
 ///
 /// # Errors
 /// Where there is no systemd, no D-Bus or no sshd, or the system cannot be read.
-pub fn observe(files: &Files, systemd: &Systemd) -> Result<Observed, Error> {
-    std::thread::scope(|scope| {
-        // sshd takes the longest: it runs beside everything else. Options on its command line
-        // are rare; where there are some, it is asked again.
-        let first = scope.spawn(|| ask_sshd(None, &[]));
-        let (service, socket) = units(systemd)?;
-        let listeners = listeners(systemd, &service, &socket)?;
-        let mut unseen = Vec::new();
-        let config = config_tree(files, &mut unseen);
-        let command_line = command_line(files, &service);
-        let unit_files = unit_files(files, [&service, &socket]);
-        let effective = match command_line.settings().as_slice() {
-            [] => first.join().unwrap_or_else(|_| Verdict::Unseen("it stopped".into())),
-            settings => ask_sshd(None, settings),
-        };
-        if let Verdict::Unseen(why) = &effective {
-            unseen.push(format!("the effective configuration: {why}"));
-        }
-        if !sys::is_root() {
-            unseen.push("which processes hold the listening sockets: that needs root".to_owned());
-        }
-        Ok(Observed {
-            host: sys::hostname(),
-            os: sys::os_name(),
-            ipv6: sys::has_ipv6(),
-            stale: is_stale(files, &config, &command_line, &service),
-            missing_folders: missing_folders(files, &config, &socket),
-            not_to_be_run: files.exists(Path::new(NOT_TO_BE_RUN)),
-            links: links(files, &unit_files, [&service, &socket]),
-            config,
-            effective,
-            command_line,
-            service,
-            socket,
-            unit_files,
-            listeners,
-            unseen,
-        })
+pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observed, Error> {
+    let (service, socket) = units(systemd)?;
+    let listeners = listeners(systemd, &service, &socket)?;
+    let mut unseen = Vec::new();
+    let config = config_tree(files, &mut unseen);
+    let command_line = command_line(files, &service);
+    let unit_files = unit_files(files, [&service, &socket]);
+    // Options on sshd's command line are rare; where there are some, it is asked again.
+    let effective = match command_line.settings().as_slice() {
+        [] => ahead.answer(),
+        settings => ask_sshd(None, settings),
+    };
+    if let Verdict::Unseen(why) = &effective {
+        unseen.push(format!("the effective configuration: {why}"));
+    }
+    if !sys::is_root() {
+        unseen.push("which processes hold the listening sockets: that needs root".to_owned());
+    }
+    Ok(Observed {
+        host: sys::hostname(),
+        os: sys::os_name(),
+        ipv6: sys::has_ipv6(),
+        addresses: sys::addresses(),
+        stale: is_stale(files, &config, &command_line, &service),
+        missing_folders: missing_folders(files, &config, &socket),
+        not_to_be_run: files.exists(Path::new(NOT_TO_BE_RUN)),
+        links: links(files, &unit_files, [&service, &socket]),
+        config,
+        effective,
+        command_line,
+        service,
+        socket,
+        unit_files,
+        listeners,
+        unseen,
     })
 }
 
-/// Connects to systemd, or says what is missing.
+/// sshd, asked for its configuration before anybody waits for the answer: it takes the longest of
+/// all that is observed, so it runs beside the rest.
+#[derive(Debug)]
+pub struct Ahead(std::thread::JoinHandle<Verdict>);
+
+impl Ahead {
+    /// Asks now.
+    pub fn ask() -> Self {
+        Self(std::thread::spawn(|| ask_sshd(None, &[])))
+    }
+
+    fn answer(self) -> Verdict {
+        self.0.join().unwrap_or_else(|_| Verdict::Unseen("sshd gave no answer".into()))
+    }
+}
+
+/// Makes sure that there are systemd and sshd at all.
 ///
 /// # Errors
-/// A refusal that names what to install or start.
-pub fn connect() -> Result<Systemd, Error> {
+/// A refusal that says where to run harden, or what to install.
+pub fn check_host() -> Result<(), Refusal> {
     if !sys::booted_with_systemd() {
         return Err(Refusal::new(
             "no-systemd",
             "this system was not started by systemd (no /run/systemd/system)",
             "harden manages ssh.service and ssh.socket; run it on the host itself, not in a \
              container without systemd",
-        )
-        .into());
+        ));
     }
     if sshd_program().is_none() {
         return Err(Refusal::new(
             "no-sshd",
             "there is no /usr/sbin/sshd",
             "install it first: apt install openssh-server",
-        )
-        .into());
+        ));
     }
+    Ok(())
+}
+
+/// Connects to systemd, or says what is missing.
+///
+/// # Errors
+/// A refusal that names what to install or start.
+pub fn connect() -> Result<Systemd, Refusal> {
     Systemd::connect().map_err(|error| {
         Refusal::new(
             "no-dbus",
@@ -302,7 +327,6 @@ pub fn connect() -> Result<Systemd, Error> {
             "harden talks to systemd over the system bus: apt install dbus, \
              systemctl start dbus.socket",
         )
-        .into()
     })
 }
 
@@ -399,14 +423,15 @@ fn read_config(files: &Files, path: &Path, unseen: &mut Vec<String>) -> Option<C
         }
         Ok(_) => None,
         Err(error) => {
-            unseen.push(error.to_string());
+            unseen.push(format!("{} ({})", path.display(), error.answer));
             None
         }
     }
 }
 
 fn command_line(files: &Files, service: &Unit) -> CommandLine {
-    let mut line = CommandLine::default();
+    let mut line =
+        CommandLine { running: running_words(service.main_pid), ..CommandLine::default() };
     for word in service.exec_start.iter().skip(1) {
         let variable = word.strip_prefix('$').map(|name| name.trim_matches(['{', '}']));
         let Some(variable) = variable else {
@@ -414,15 +439,36 @@ fn command_line(files: &Files, service: &Unit) -> CommandLine {
             continue;
         };
         variable.clone_into(&mut line.variable);
+        let assigned = service.environment.iter().filter_map(|pair| pair.split_once('='));
+        if let Some((_, value)) = assigned.filter(|(name, _)| *name == variable).last() {
+            line.fixed.extend(value.split_whitespace().map(str::to_owned));
+        }
         for path in &service.environment_files {
             let Some(file) = read_config(files, path, &mut Vec::new()) else { continue };
-            if let Some((_, value)) = options::variable(&file.text, variable) {
-                line.words = value.split_whitespace().map(str::to_owned).collect();
-                line.file = Some(file);
+            match options::variable(&file.text, variable) {
+                Some(found) if found.plain => {
+                    line.words = found.words();
+                    line.file = Some(file);
+                }
+                // Quotes inside, or several lines: understood, but not for harden to rewrite.
+                Some(found) => line.fixed.extend(found.words()),
+                None => {}
             }
         }
     }
     line
+}
+
+/// The words of the running sshd, from the title that it gives itself:
+/// `sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups`.
+fn running_words(main_pid: u32) -> Vec<String> {
+    let Some(process) = (main_pid > 1).then(|| Process::read(main_pid)).flatten() else {
+        return Vec::new();
+    };
+    let title = process.args.join(" ");
+    let title = title.strip_prefix("sshd: ").unwrap_or(&title);
+    let words = title.split(" [listener]").next().unwrap_or(title);
+    words.split_whitespace().skip(1).map(str::to_owned).collect()
 }
 
 /// Whether a file that sshd reads changed after sshd started.

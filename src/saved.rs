@@ -44,7 +44,13 @@ impl SavedPlan {
         struct Header {
             harden_plan: u32,
         }
-        let Ok(header) = serde_json::from_slice::<Header>(bytes) else { return Ok(None) };
+        if !bytes.starts_with(b"{\"harden_plan\"") {
+            return Ok(None);
+        }
+        let header = serde_json::from_slice::<Header>(bytes).map_err(|error| {
+            let hint = "make a new plan: harden plan SPEC --out FILE";
+            Refusal::new("damaged-plan", format!("{name} is a damaged plan: {error}"), hint)
+        })?;
         if header.harden_plan != 1 {
             return Err(other_version(name));
         }

@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::plan::Expectation;
+use crate::sshd::options;
 use crate::sys::probe::{Answer, key_exchange};
 use crate::sys::{Command, Files};
 use crate::validate;
@@ -57,6 +58,12 @@ pub fn state(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
         }
         if wanted.enabled != unit.is_enabled() {
             faults.push(format!("{} is {}", unit.name, unit.file));
+        }
+    }
+    for option in options::parse(&observed.command_line.running) {
+        if option.sets_any(&expect.keywords) {
+            let words = option.words.join(" ");
+            faults.push(format!("sshd runs with `{words}`, which wins over every file"));
         }
     }
     if let Verdict::Invalid(said) = &observed.effective {

@@ -194,3 +194,21 @@ fn a_hangup_does_not_stop_the_transaction() {
         .sh("for i in $(seq 100); do pidof harden >/dev/null || exit 0; sleep 0.1; done; exit 1");
     assert_for_good(&mut machine, &Want::service(2222));
 }
+
+#[test]
+fn a_plan_is_saved_to_a_file_of_its_own() {
+    let machine = fresh();
+    machine.sh("cp -a /dev/null /root/device");
+    for out in ["/root/device", "spec.yaml", "/etc"] {
+        unchanged(&machine, || machine.exec(&format!("harden plan spec.yaml --out {out}")).code(1));
+    }
+    machine.sh("test -c /root/device");
+    assert_eq!(machine.root().read("/root/spec.yaml"), MOVE);
+    machine.exec("harden plan spec.yaml > /dev/full").code(1);
+    machine.sh("harden plan spec.yaml --out p.json; truncate -s 900 p.json");
+    let damaged = unchanged(&machine, || machine.exec("harden apply -y p.json").code(1));
+    assert!(damaged.stderr.contains("damaged plan"), "{damaged:?}");
+    let usage = machine.exec("harden apply --output json").code(2);
+    let report: serde_json::Value = serde_json::from_str(&usage.stdout).unwrap();
+    assert_eq!(report["error"]["code"], "usage");
+}

@@ -119,3 +119,59 @@ mod cases {
         assert_eq!(machine.root().read("/etc/ssh/sshd_config"), original);
     }
 }
+
+use crate::machine::{Machine, Suite};
+use crate::state::{Want, assert_for_good, unchanged};
+
+const KEYS: &str = "version: 1\nssh: {settings: {PasswordAuthentication: no}}\n";
+
+/// Options that win over every file, from places where harden cannot take them away.
+#[test]
+fn options_that_hide_are_refused_by_name() {
+    let unit = "/etc/systemd/system/ssh.service.d/override.conf";
+    let hidden = [
+        (
+            unit,
+            "[Service]\nEnvironmentFile=\nEnvironment=\"SSHD_OPTS=-o PasswordAuthentication=yes\"\n",
+        ),
+        (unit, "[Service]\nExecStart=\nExecStart=/usr/sbin/sshd -D -oPasswordAuthentication=yes\n"),
+        (
+            unit,
+            "[Service]\nExecStart=\nExecStart=/bin/sh -c 'exec /usr/sbin/sshd -D -oPasswordAuthentication=yes'\n",
+        ),
+        ("/etc/default/ssh", "SSHD_OPTS=\"-u0 \\\n-o PasswordAuthentication=yes\"\n"),
+        ("/etc/default/ssh", "SSHD_OPTS='-o \"PasswordAuthentication yes\"'\n"),
+    ];
+    for (path, text) in hidden {
+        let machine = Machine::boot(Suite::Trixie, |root| root.write(path, text));
+        machine.spec(KEYS);
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        assert!(refused.stderr.contains("PasswordAuthentication"), "{text}: {refused:?}");
+    }
+}
+
+/// Families: a spec that no longer narrows them widens them again, and one that overrules a line of
+/// somebody else's stays as it is.
+#[test]
+fn address_families_come_and_go() {
+    let mut machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec("version: 1\nssh: {port: 2222, settings: {AddressFamily: inet}}\n");
+    machine.apply().code(0);
+    assert_for_good(&mut machine, &Want { v6: false, ..Want::service(2222) });
+    machine.spec("version: 1\nssh: {port: 2222}\n");
+    machine.apply().code(0);
+    assert_for_good(&mut machine, &Want::service(2222));
+    let main = machine.root().read("/etc/ssh/sshd_config");
+    machine.root().write("/etc/ssh/sshd_config", &format!("AddressFamily inet\n{main}"));
+    machine.spec("version: 1\nssh: {port: 2222, listen: \"::\"}\n");
+    machine.apply().code(0);
+    assert_for_good(&mut machine, &Want { v4: false, ..Want::service(2222) });
+}
+
+#[test]
+fn addresses_that_are_not_there_are_refused() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec("version: 1\nssh: {listen: [10.77.0.2, 10.99.0.2]}\n");
+    let refused = unchanged(&machine, || machine.apply().code(1));
+    assert!(refused.stderr.contains("10.99.0.2"), "{refused:?}");
+}

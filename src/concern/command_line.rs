@@ -47,7 +47,7 @@ pub(crate) fn rewrite(
     }
     let Some(file) = &line.file else { return Ok(Rewritten { words, ..Rewritten::default() }) };
     let assignment = format!("{}=\"{}\"", line.variable, kept.join(" "));
-    let at = options::variable(&file.text, &line.variable).map(|(index, _)| index);
+    let at = options::variable(&file.text, &line.variable).map(|found| found.line);
     let text: Vec<&str> = file.text.split('\n').collect();
     let after: Vec<&str> = text
         .iter()
@@ -85,19 +85,44 @@ fn refuse_other_file(observed: &Observed) -> Result<(), Refusal> {
     ))
 }
 
+/// Options that harden cannot take away: in the unit, or where the running sshd has them from
+/// somewhere that nobody can see (a wrapper).
 fn refuse_fixed(observed: &Observed, keywords: &[String]) -> Result<(), Refusal> {
-    let fixed = options::parse(&observed.command_line.fixed);
-    let Some(option) = fixed.iter().find(|option| option.sets_any(keywords)) else { return Ok(()) };
+    let line = &observed.command_line;
     let service = &observed.service;
-    let file = service.drop_ins.last().unwrap_or(&service.fragment);
+    let fixed = options::parse(&line.fixed);
+    if let Some(option) = fixed.iter().find(|option| option.sets_any(keywords)) {
+        let unit = service.drop_ins.last().unwrap_or(&service.fragment);
+        let others = service.environment_files.iter().map(|path| path.display().to_string());
+        let places: Vec<String> = [unit.display().to_string()].into_iter().chain(others).collect();
+        return Err(Refusal::new(
+            "shadowed",
+            format!(
+                "{} starts sshd with `{}`, which wins over the spec (look in {})",
+                service.name,
+                option.words.join(" "),
+                places.join(", ")
+            ),
+            "remove the option there first; it is not in a form that harden rewrites",
+        ));
+    }
+    let known: Vec<_> = options::parse(&line.all()).into_iter().filter_map(|o| o.sets).collect();
+    let running = options::parse(&line.running);
+    // Options that were taken out of a file since sshd started go with the restart.
+    let hidden = running.iter().find(|option| {
+        !observed.stale
+            && option.sets_any(keywords)
+            && !option.sets.iter().all(|set| known.contains(set))
+    });
+    let Some(option) = hidden else { return Ok(()) };
     Err(Refusal::new(
         "shadowed",
         format!(
-            "{} starts sshd with `{}`, which wins over the spec (ExecStart in {})",
-            service.name,
-            option.words.join(" "),
-            file.display()
+            "sshd (pid {}) runs with `{}`, which wins over the spec and stands in no file that \
+             harden knows",
+            service.main_pid,
+            option.words.join(" ")
         ),
-        "remove the option from the unit first; harden does not rewrite ExecStart",
+        format!("find it: systemctl cat {}", service.name),
     ))
 }

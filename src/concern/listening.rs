@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::error::Refusal;
 use crate::observe::{Observed, Owner, Verdict};
 use crate::spec::{SocketMode, Spec};
-use crate::sshd::Effective;
 use crate::sshd::effective::{addresses, ports};
+use crate::sshd::{Effective, options};
 
 /// sshd serves at most this many sockets (servconf.h, `MAX_LISTEN_SOCKS`).
 const MAX_SOCKETS: usize = 16;
@@ -85,11 +85,12 @@ pub(crate) fn desired(spec: &Spec, observed: &Observed) -> Result<Listening, Ref
     };
     let effective = effective(observed)?;
     let now = present(mode, observed, &effective);
-    let family = family(spec, &asked, &effective);
+    let family = family(spec, &asked, observed);
     let mut endpoints = wanted(&asked, observed, &now)?;
     endpoints.retain(|endpoint| family.allows(endpoint.ip()));
     endpoints.sort();
     check(&endpoints)?;
+    refuse_foreign_address(observed, &endpoints)?;
 
     let managed = asked.ports.is_some() || asked.listen.is_some();
     let ports = match &asked.ports {
@@ -136,9 +137,13 @@ fn mode(asked: SocketMode, observed: &Observed) -> Mode {
     }
 }
 
-/// What sshd says is in effect; without root, what its files say of the listeners.
+/// What sshd says is in effect; from its files where harden wrote the present values itself, so
+/// that a spec which no longer asks for them is not held to them, or where sshd cannot be asked.
 fn effective(observed: &Observed) -> Result<Effective, Refusal> {
+    let own = super::sshd_config::earlier_lines(&observed.config);
+    let narrowed = own.iter().any(|line| line.is("AddressFamily") || line.is("ListenAddress"));
     match &observed.effective {
+        Verdict::Valid(_) if narrowed => Ok(from_files(observed)),
         Verdict::Valid(effective) => Ok(effective.clone()),
         Verdict::Invalid(said) => Err(Refusal::new(
             "config-invalid",
@@ -150,9 +155,11 @@ fn effective(observed: &Observed) -> Result<Effective, Refusal> {
     }
 }
 
+/// The listeners that the files ask for, had harden never written to them.
 fn from_files(observed: &Observed) -> Effective {
+    let config = super::sshd_config::without_harden(&observed.config);
     let value = |keyword: &str| -> Vec<String> {
-        let lines = observed.config.global(keyword);
+        let lines = config.global(keyword);
         lines.into_iter().filter_map(|line| line.directive.args.into_iter().next()).collect()
     };
     let ports = Some(value("Port")).filter(|ports| !ports.is_empty());
@@ -170,6 +177,20 @@ fn from_files(observed: &Observed) -> Effective {
         }
     }
     Effective::parse(&output)
+}
+
+/// sshd binds only addresses that the host has (ip(7), ip_nonlocal_bind).
+fn refuse_foreign_address(observed: &Observed, endpoints: &[SocketAddr]) -> Result<(), Refusal> {
+    let foreign = endpoints.iter().map(SocketAddr::ip).find(|address| {
+        let known = address.is_unspecified() || address.is_loopback();
+        !known && !observed.addresses.is_empty() && !observed.addresses.contains(address)
+    });
+    let Some(address) = foreign else { return Ok(()) };
+    Err(Refusal::new(
+        "no-such-address",
+        format!("sshd would listen on {address}, which no interface of this host has"),
+        "correct `ssh.listen`, or bring the interface up first (ip address)",
+    ))
 }
 
 /// The endpoints from which a silent spec inherits.
@@ -253,7 +274,9 @@ impl Family {
     }
 }
 
-fn family(spec: &Spec, asked: &Asked, effective: &Effective) -> Family {
+/// The address family that sshd will have: the spec's, else what stands on its command line or in
+/// others' files.
+fn family(spec: &Spec, asked: &Asked, observed: &Observed) -> Family {
     let of = |value: &str| match value.to_ascii_lowercase().as_str() {
         "inet" => Family::V4,
         "inet6" => Family::V6,
@@ -264,10 +287,20 @@ fn family(spec: &Spec, asked: &Asked, effective: &Effective) -> Family {
     if let Some(value) = setting.and_then(|setting| setting.lines.first()) {
         return of(value);
     }
-    let now = effective.get("addressfamily").first().map_or(Family::Any, |value| of(value));
+    let options = options::parse(&observed.command_line.all());
+    let option = options.iter().filter(|_| spec.ssh.listen.is_none()).find_map(|option| {
+        let (keyword, value) = option.sets.as_ref()?;
+        keyword.eq_ignore_ascii_case("AddressFamily").then(|| of(value))
+    });
+    let file = || {
+        let config = super::sshd_config::without_harden(&observed.config);
+        let lines = config.global("AddressFamily");
+        lines.first().and_then(|line| Some(of(line.directive.args.first()?)))
+    };
+    let base = option.or_else(file).unwrap_or(Family::Any);
     let excluded =
-        asked.listen.as_ref().is_some_and(|listen| listen.iter().any(|ip| !now.allows(*ip)));
-    if excluded { Family::MustBeAny } else { Family::Any }
+        asked.listen.as_ref().is_some_and(|listen| listen.iter().any(|ip| !base.allows(*ip)));
+    if excluded { Family::MustBeAny } else { base }
 }
 
 fn check(endpoints: &[SocketAddr]) -> Result<(), Refusal> {

@@ -109,7 +109,7 @@ fn dropped_warnings(tree: &ConfigTree, keywords: &[String]) -> Vec<String> {
 }
 
 /// The configuration as it would be had harden never written to it.
-fn without_harden(tree: &ConfigTree) -> ConfigTree {
+pub(crate) fn without_harden(tree: &ConfigTree) -> ConfigTree {
     let mut tree = tree.clone();
     tree.files.retain(|file| file.path != Path::new(DROP_IN));
     for paths in tree.includes.values_mut() {

@@ -116,6 +116,9 @@ pub struct Expectation {
     pub units: Vec<UnitExpectation>,
     /// Values that must be in effect.
     pub settings: Vec<(String, Vec<String>)>,
+    /// Keywords that must not stand on sshd's command line, where they would win.
+    #[serde(default)]
+    pub keywords: Vec<String>,
 }
 
 /// What must hold of one unit.
@@ -193,6 +196,11 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
             owner: listening.owner.clone(),
             units: units.expect,
             settings: spec.ssh.settings.iter().map(in_effect).collect(),
+            keywords: listening
+                .keywords()
+                .into_iter()
+                .chain(spec.ssh.settings.iter().map(|setting| setting.keyword.clone()))
+                .collect(),
         },
         candidate: config.candidate,
         options: options.words,

@@ -147,6 +147,11 @@ pub fn step_title(step: &Step) -> String {
     }
 }
 
+/// A note between steps, wrapped.
+pub fn note(text: &str) -> String {
+    textwrap::fill(text, options("", "  "))
+}
+
 /// Writes an error with its hint.
 ///
 /// # Errors

@@ -169,7 +169,11 @@ impl Source {
             .as_ref()
             .map(|timeout| {
                 parse_duration(&timeout.value).ok_or_else(|| {
-                    self.at(timeout, "not a length of time", "expected seconds or minutes: 90s, 5m")
+                    self.at(
+                        timeout,
+                        "not a length of time",
+                        "expected a time of at most a day: 90s, 5m, 1h",
+                    )
                 })
             })
             .transpose()

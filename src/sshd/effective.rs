@@ -78,6 +78,8 @@ impl Effective {
 fn normal(keyword: &str, word: &str) -> String {
     match word.to_ascii_lowercase().as_str() {
         "without-password" => "prohibit-password".to_owned(),
+        // How sshd prints a path that is not set.
+        "(null)" => "none".to_owned(),
         lower if matches!(lower, "yes" | "no" | "none" | "any") => lower.to_owned(),
         lower if keyword.eq_ignore_ascii_case("loglevel") => lower.to_owned(),
         _ if TIMES.iter().any(|time| keyword.eq_ignore_ascii_case(time)) => {

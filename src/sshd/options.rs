@@ -64,25 +64,50 @@ impl Opt {
     }
 }
 
-/// The value of a shell-like variable in a systemd EnvironmentFile, and the line it stands on.
-///
-/// The last assignment wins; quotes around the value are removed (systemd.exec(5)).
-pub fn variable(text: &str, name: &str) -> Option<(usize, String)> {
-    text.lines()
-        .enumerate()
-        .filter_map(|(index, line)| {
-            let (variable, value) = line.trim().split_once('=')?;
-            if variable.trim() != name {
-                return None;
-            }
-            let value = value.trim();
-            let unquoted = ['"', '\'']
-                .iter()
-                .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote))
-                .unwrap_or(value);
-            Some((index, unquoted.to_owned()))
-        })
-        .last()
+/// A variable of an EnvironmentFile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Variable {
+    /// Index of the line it stands on.
+    pub line: usize,
+    /// Its value, outer quotes removed.
+    pub value: String,
+    /// One line, and no quotes or backslashes inside: it can be taken apart and written again.
+    pub plain: bool,
+}
+
+impl Variable {
+    /// The words of the value.
+    pub fn words(&self) -> Vec<String> {
+        super::syntax::split_args(&self.value)
+    }
+}
+
+/// The value of a variable in a systemd EnvironmentFile; the last assignment wins (systemd.exec(5)).
+pub fn variable(text: &str, name: &str) -> Option<Variable> {
+    let mut found = None;
+    let mut lines = text.lines().enumerate();
+    while let Some((index, first)) = lines.next() {
+        let mut joined = first.to_owned();
+        let mut several = false;
+        while !first.trim_start().starts_with(['#', ';']) && joined.ends_with('\\') {
+            joined.pop();
+            let Some((_, next)) = lines.next() else { break };
+            joined.push_str(next);
+            several = true;
+        }
+        let Some((variable, value)) = joined.trim().split_once('=') else { continue };
+        if variable.trim() != name {
+            continue;
+        }
+        let value = value.trim();
+        let unquoted = ['"', '\'']
+            .iter()
+            .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote))
+            .unwrap_or(value);
+        let plain = !several && !unquoted.contains(['"', '\'', '\\']);
+        found = Some(Variable { line: index, value: unquoted.to_owned(), plain });
+    }
+    found
 }
 
 #[cfg(test)]
@@ -105,7 +130,12 @@ mod tests {
     #[test]
     fn the_last_assignment_of_a_variable_counts() {
         let text = "# SSHD_OPTS=-4\nSSHD_OPTS=\nSSHD_OPTS=\"-p 2299\"\n";
-        assert_eq!(variable(text, "SSHD_OPTS"), Some((2, "-p 2299".to_owned())));
+        let found = variable(text, "SSHD_OPTS").unwrap();
+        assert_eq!((found.line, found.value.as_str(), found.plain), (2, "-p 2299", true));
         assert_eq!(variable(text, "OPTIONS"), None);
+        let quoted = variable("SSHD_OPTS='-o \"Port 22\"'\n", "SSHD_OPTS").unwrap();
+        assert_eq!((quoted.words(), quoted.plain), (vec!["-o".into(), "Port 22".into()], false));
+        let joined = variable("SSHD_OPTS=\"-u0 \\\n-p 22\"\n", "SSHD_OPTS").unwrap();
+        assert_eq!((joined.words(), joined.plain), (words("-u0 -p 22"), false));
     }
 }

@@ -34,6 +34,13 @@ impl SysError {
     }
 }
 
+impl SysError {
+    /// Whether nobody answered, so that nothing is known of what happened.
+    pub fn is_silence(&self) -> bool {
+        self.answer == systemd::GONE || self.answer.starts_with("no answer in")
+    }
+}
+
 /// Result of an operation on the machine.
 pub type Result<T> = std::result::Result<T, SysError>;
 
@@ -58,6 +65,18 @@ pub fn os_name() -> String {
     text.lines()
         .find_map(|line| line.strip_prefix("PRETTY_NAME="))
         .map_or_else(|| "this system".to_owned(), |name| name.trim_matches('"').to_owned())
+}
+
+/// The addresses of this host's interfaces.
+pub fn addresses() -> Vec<std::net::IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    interfaces
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+        })
+        .collect()
 }
 
 /// Whether the kernel has IPv6 at all (`ipv6.disable=1` removes this file).

@@ -20,6 +20,9 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const PATH: &str = "/org/freedesktop/systemd1";
 const CALL: Duration = Duration::from_secs(20);
 
+/// The answer where the bus has closed the connection.
+pub const GONE: &str = "the connection to systemd is gone";
+
 type Request = Box<dyn FnOnce(&Connection) + Send>;
 
 /// Properties of a unit, by name.
@@ -74,7 +77,7 @@ impl Systemd {
         let request: Request = Box::new(move |connection| {
             let _ = reply.send(work(connection));
         });
-        let gone = || SysError::new(what, "the connection to systemd is gone");
+        let gone = || SysError::new(what, GONE);
         self.requests.send(request).map_err(|_| gone())?;
         match answer.recv_timeout(limit) {
             Ok(result) => result.map_err(|error| SysError::new(what, text_of(&error))),

@@ -40,6 +40,8 @@ pub struct Unit {
     pub exec_start: Vec<String>,
     /// `EnvironmentFile=` of a service.
     pub environment_files: Vec<PathBuf>,
+    /// `Environment=` of a service, as `NAME=value`.
+    pub environment: Vec<String>,
     /// `ListenStream=` addresses of a socket: configuration, not reality.
     pub listen: Vec<String>,
     /// `Accept=` of a socket: true starts one instance for each connection.
@@ -84,6 +86,7 @@ impl Unit {
                 .into_iter()
                 .map(PathBuf::from)
                 .collect(),
+            environment: strings(all, "Environment"),
             listen: streams(all),
             accept: boolean(all, "Accept"),
             bind_ipv6_only: string(all, "BindIPv6Only"),

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::observe::{self, Observed};
+use crate::observe::{self, Ahead, Observed};
 use crate::plan::Expectation;
 use crate::sys::process::Process;
 use crate::sys::systemd::Systemd;
@@ -58,15 +58,25 @@ impl RealMachine {
         Self { files: Files::at("/"), systemd: RefCell::new(systemd) }
     }
 
-    /// Runs `ask`, on a new connection where the old one has gone with the bus.
+    /// Looks at the host, with an answer of sshd's that was asked for earlier.
+    ///
+    /// # Errors
+    /// As [`observe::observe`].
+    pub fn observe_with(&self, ahead: Ahead) -> std::result::Result<Observed, Error> {
+        observe::observe(&self.files, &self.systemd.borrow(), ahead)
+    }
+
+    /// Runs `ask`; a connection that gave no answer is left to itself and replaced, so that a job
+    /// that never ends cannot hold up the way back.
     fn with<T>(&self, ask: impl Fn(&Systemd) -> Result<T>) -> Result<T> {
         let answer = ask(&self.systemd.borrow());
-        let Err(error) = answer else { return answer };
-        if !error.answer.contains("connection to systemd is gone") {
-            return Err(error);
+        let Err(error) = &answer else { return answer };
+        if !error.is_silence() {
+            return answer;
         }
         let fresh = Systemd::connect()?;
-        let answer = ask(&fresh);
+        let gone = error.answer == crate::sys::systemd::GONE;
+        let answer = if gone { ask(&fresh) } else { answer };
         self.systemd.replace(fresh);
         answer
     }
@@ -78,7 +88,7 @@ impl Machine for RealMachine {
     }
 
     fn job(&self, method: &'static str, unit: &str, limit: Duration) -> Result<()> {
-        let result = self.systemd.borrow().job(method, unit, limit.min(JOB))?;
+        let result = self.with(|systemd| systemd.job(method, unit, limit.min(JOB)))?;
         if result == "done" {
             return Ok(());
         }
@@ -155,6 +165,6 @@ impl Machine for RealMachine {
     }
 
     fn observe(&self) -> std::result::Result<Observed, Error> {
-        observe::observe(&self.files, &self.systemd.borrow())
+        self.observe_with(Ahead::ask())
     }
 }

@@ -178,10 +178,12 @@ fn execute(machine: &dyn Machine, plan: &Plan, op: &Op, left: Duration) -> Resul
             expect_active(machine, unit, false)
         }
         Op::Start(unit) => {
+            forgive(machine, unit);
             machine.job("StartUnit", unit, left)?;
             expect_active(machine, unit, true)
         }
         Op::Restart(unit) => {
+            forgive(machine, unit);
             machine.job("RestartUnit", unit, left)?;
             expect_active(machine, unit, true)
         }
@@ -192,6 +194,14 @@ fn execute(machine: &dyn Machine, plan: &Plan, op: &Op, left: Duration) -> Resul
         Op::ResetFailed(unit) => machine.reset_failed(unit),
         Op::AwaitListeners => machine.await_listeners(&plan.expect, left),
         Op::End(process) => machine.end(process),
+    }
+}
+
+/// Clears the start counter: five starts in ten seconds, harden's own among them, would make
+/// systemd refuse the next one (`StartLimitBurst=`), the way back's too.
+fn forgive(machine: &dyn Machine, unit: &str) {
+    if let Err(error) = machine.reset_failed(unit) {
+        tracing::debug!(%error, "the start counter stays");
     }
 }
 

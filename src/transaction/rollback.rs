@@ -148,11 +148,13 @@ fn restore(machine: &dyn Machine, before: &Observed, undo: &Undo) -> Vec<String>
     }
     if undo.units {
         for unit in units.into_iter().filter(|unit| unit.is_active()) {
-            if machine.unit(&unit.name).is_ok_and(|now| now.active == "failed") {
-                attempt(machine.reset_failed(&unit.name));
-            }
+            super::forgive(machine, &unit.name);
             attempt(machine.job("StartUnit", &unit.name, JOB));
         }
+    }
+    // A unit that was stopped half-way is "failed" where it was "inactive" before.
+    for unit in units.into_iter().filter(|unit| unit.exists() && unit.active == "inactive") {
+        super::forgive(machine, &unit.name);
     }
     // An orphaned sshd that was ended cannot come back; never leave the host without any.
     if undo.ended && units.into_iter().all(|unit| !unit.is_active()) {
