@@ -439,8 +439,8 @@ fn command_line(files: &Files, service: &Unit) -> CommandLine {
             continue;
         };
         variable.clone_into(&mut line.variable);
-        let assigned = service.environment.iter().filter_map(|pair| pair.split_once('='));
-        if let Some((_, value)) = assigned.filter(|(name, _)| *name == variable).last() {
+        let mut assigned = service.environment.iter().filter_map(|pair| pair.split_once('='));
+        if let Some((_, value)) = assigned.rfind(|(name, _)| *name == variable) {
             line.fixed.extend(value.split_whitespace().map(str::to_owned));
         }
         for path in &service.environment_files {
