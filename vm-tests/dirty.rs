@@ -175,3 +175,38 @@ fn addresses_that_are_not_there_are_refused() {
     let refused = unchanged(&machine, || machine.apply().code(1));
     assert!(refused.stderr.contains("10.99.0.2"), "{refused:?}");
 }
+
+/// Where no drop-in is read early enough, the lines stand at the top of the main file.
+#[test]
+fn a_block_at_the_top_wins_where_a_drop_in_would_not() {
+    let spec = "version: 1\nssh:\n  port: 2222\n  settings: {PasswordAuthentication: no}\n";
+    for text in [
+        "PasswordAuthentication yes\nPort 2200\n",
+        "PasswordAuthentication yes\nInclude /etc/ssh/sshd_config.d/*.conf\nMatch all\nBanner /x\n",
+        "Match User nobody\nInclude /etc/ssh/sshd_config.d/*.conf\n",
+    ] {
+        let mut machine =
+            Machine::boot(Suite::Trixie, |root| root.write("/etc/ssh/sshd_config", text));
+        machine.spec(spec);
+        machine.apply().code(0);
+        let main = machine.root().read("/etc/ssh/sshd_config");
+        assert!(main.starts_with("# BEGIN harden"), "{main}");
+        assert_for_good(&mut machine, &Want::service(2222).with("passwordauthentication no"));
+    }
+}
+
+/// A symbolic link stays one; owner and mode stay what they were.
+#[test]
+fn links_owners_and_modes_are_kept() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        let text = root.read("/etc/ssh/sshd_config");
+        root.write("/etc/ssh/real_config", &format!("{text}Port 2200\n"));
+        root.link("/etc/ssh/sshd_config", "real_config");
+    });
+    machine.sh("chown root:deploy /etc/ssh/real_config; chmod 640 /etc/ssh/real_config");
+    machine.spec("version: 1\nssh: {port: 2222}\n");
+    machine.apply().code(0);
+    let seen = machine.sh("readlink /etc/ssh/sshd_config; stat -c '%U %G %a' /etc/ssh/real_config");
+    assert_eq!(seen, "real_config\nroot deploy 640\n");
+    assert!(machine.root().read("/etc/ssh/real_config").contains("#harden# Port 2200"));
+}
