@@ -329,6 +329,12 @@ impl Machine {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.start();
+        // A container's init now and then fails to start a service ("Failed to spawn executor"), and
+        // tries again by itself a moment later.
+        self.exec(
+            "for i in $(seq 100); do systemctl -q is-active ssh.service ssh.socket && exit; \
+             sleep 0.1; done",
+        );
     }
 
     fn pull_the_plug(&mut self) {
