@@ -178,13 +178,11 @@ fn execute(machine: &dyn Machine, plan: &Plan, op: &Op, left: Duration) -> Resul
             expect_active(machine, unit, false)
         }
         Op::Start(unit) => {
-            forgive(machine, unit);
-            machine.job("StartUnit", unit, left)?;
+            start(machine, "StartUnit", unit, left)?;
             expect_active(machine, unit, true)
         }
         Op::Restart(unit) => {
-            forgive(machine, unit);
-            machine.job("RestartUnit", unit, left)?;
+            start(machine, "RestartUnit", unit, left)?;
             expect_active(machine, unit, true)
         }
         Op::Enable(unit) => machine.enable(unit),
@@ -195,6 +193,31 @@ fn execute(machine: &dyn Machine, plan: &Plan, op: &Op, left: Duration) -> Resul
         Op::AwaitListeners => machine.await_listeners(&plan.expect, left),
         Op::End(process) => machine.end(process),
     }
+}
+
+/// Starts or restarts a unit. Where the first try fails and systemd tries again by itself
+/// (`Restart=on-failure`), its next tries count too.
+fn start(
+    machine: &dyn Machine,
+    method: &'static str,
+    unit: &str,
+    left: Duration,
+) -> Result<(), SysError> {
+    forgive(machine, unit);
+    let first = machine.job(method, unit, left);
+    let Err(error) = first else { return Ok(()) };
+    let deadline = Instant::now() + left.min(Duration::from_secs(3));
+    while !error.is_silence() && Instant::now() < deadline {
+        let now = machine.unit(unit)?;
+        if now.is_active() {
+            return Ok(());
+        }
+        if now.active != "activating" {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Err(error)
 }
 
 /// Clears the start counter: five starts in ten seconds, harden's own among them, would make
