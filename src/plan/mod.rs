@@ -185,7 +185,6 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
     files.extend(options.part.files);
 
     let units = concern::units::transition(observed, &listening, &files)?;
-    warnings.extend(units.warnings.iter().cloned());
     let changes = describe::changes(observed, &listening, &files, &units);
     Ok(Plan {
         changes,

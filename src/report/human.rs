@@ -103,7 +103,7 @@ fn listener(out: &mut dyn Write, change: &Change) -> io::Result<()> {
 
 fn warnings(out: &mut dyn Write, warnings: &[String]) -> io::Result<()> {
     for warning in warnings {
-        let text = wrapped(warning, 9);
+        let text = indented(warning, 9);
         writeln!(out, "\n{YELLOW}warning{YELLOW:#}: {}", text.trim_start())?;
     }
     Ok(())
@@ -158,13 +158,13 @@ pub fn note(text: &str) -> String {
 /// Those of the writer.
 pub fn error(out: &mut dyn Write, error: &ErrorReport) -> io::Result<()> {
     let mut lines = error.message.lines();
-    let first = wrapped(lines.next().unwrap_or_default(), 7);
+    let first = indented(lines.next().unwrap_or_default(), 7);
     writeln!(out, "{RED}error{RED:#}: {}", first.trim_start())?;
     for line in lines {
         writeln!(out, "{}", indented(line, 7))?;
     }
     match &error.hint {
-        Some(hint) => writeln!(out, "{CYAN}hint{CYAN:#}:  {}", wrapped(hint, 7).trim_start()),
+        Some(hint) => writeln!(out, "{CYAN}hint{CYAN:#}:  {}", indented(hint, 7).trim_start()),
         None => Ok(()),
     }
 }
@@ -172,11 +172,6 @@ pub fn error(out: &mut dyn Write, error: &ErrorReport) -> io::Result<()> {
 fn indented(text: &str, indent: usize) -> String {
     let margin = " ".repeat(indent);
     textwrap::fill(text, options(&margin, &margin))
-}
-
-/// Wrapped for a first line that already has `indent` columns on it.
-fn wrapped(text: &str, indent: usize) -> String {
-    indented(text, indent)
 }
 
 fn options<'a>(first: &'a str, rest: &'a str) -> textwrap::Options<'a> {

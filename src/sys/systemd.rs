@@ -4,7 +4,6 @@
 //! and never answers must not hold a transaction up.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -23,6 +22,9 @@ const CALL: Duration = Duration::from_secs(20);
 /// The answer where the bus has closed the connection.
 pub const GONE: &str = "the connection to systemd is gone";
 
+/// What systemd answers of each link: kind of change, path, what it points to.
+type UnitFileChange = (String, String, String);
+
 type Request = Box<dyn FnOnce(&Connection) + Send>;
 
 /// Properties of a unit, by name.
@@ -33,9 +35,6 @@ pub(super) type Properties = BTreeMap<String, OwnedVariant>;
 pub struct Systemd {
     requests: mpsc::Sender<Request>,
 }
-
-/// A change that enabling or disabling made on disk: kind, path, what it points to.
-pub type UnitFileChange = (String, PathBuf, PathBuf);
 
 impl Systemd {
     /// Connects to the system bus.
@@ -195,33 +194,28 @@ impl Systemd {
     }
 
     /// Enables a unit file (`EnableUnitFiles`, persistent, no force).
-    pub fn enable(&self, unit: &str) -> Result<Vec<UnitFileChange>> {
-        let (_, changes): (bool, Vec<(String, String, String)>) = self.call(
+    pub fn enable(&self, unit: &str) -> Result<()> {
+        let (_, _): (bool, Vec<UnitFileChange>) = self.call(
             &format!("cannot enable {unit}"),
             "EnableUnitFiles",
             (vec![unit.to_owned()], false, false),
         )?;
-        Ok(paths(changes))
+        Ok(())
     }
 
     /// Disables a unit file (`DisableUnitFiles`, persistent).
-    pub fn disable(&self, unit: &str) -> Result<Vec<UnitFileChange>> {
-        let changes: Vec<(String, String, String)> = self.call(
-            &format!("cannot disable {unit}"),
-            "DisableUnitFiles",
-            (vec![unit.to_owned()], false),
-        )?;
-        Ok(paths(changes))
+    pub fn disable(&self, unit: &str) -> Result<()> {
+        self.unlink(&format!("cannot disable {unit}"), "DisableUnitFiles", unit)
     }
 
     /// Unmasks a unit file (`UnmaskUnitFiles`, persistent).
-    pub fn unmask(&self, unit: &str) -> Result<Vec<UnitFileChange>> {
-        let changes: Vec<(String, String, String)> = self.call(
-            &format!("cannot unmask {unit}"),
-            "UnmaskUnitFiles",
-            (vec![unit.to_owned()], false),
-        )?;
-        Ok(paths(changes))
+    pub fn unmask(&self, unit: &str) -> Result<()> {
+        self.unlink(&format!("cannot unmask {unit}"), "UnmaskUnitFiles", unit)
+    }
+
+    fn unlink(&self, what: &str, method: &'static str, unit: &str) -> Result<()> {
+        let _: Vec<UnitFileChange> = self.call(what, method, (vec![unit.to_owned()], false))?;
+        Ok(())
     }
 
     /// Reads all unit files again and runs the generators (`Reload`).
@@ -258,8 +252,4 @@ fn text_of(error: &zbus::Error) -> String {
         zbus::Error::MethodError(name, text, _) => text.clone().unwrap_or_else(|| name.to_string()),
         other => other.to_string(),
     }
-}
-
-fn paths(changes: Vec<(String, String, String)>) -> Vec<UnitFileChange> {
-    changes.into_iter().map(|(kind, path, target)| (kind, path.into(), target.into())).collect()
 }

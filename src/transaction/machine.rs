@@ -104,15 +104,15 @@ impl Machine for RealMachine {
     }
 
     fn enable(&self, unit: &str) -> Result<()> {
-        self.with(|systemd| systemd.enable(unit).map(drop))
+        self.with(|systemd| systemd.enable(unit))
     }
 
     fn disable(&self, unit: &str) -> Result<()> {
-        self.with(|systemd| systemd.disable(unit).map(drop))
+        self.with(|systemd| systemd.disable(unit))
     }
 
     fn unmask(&self, unit: &str) -> Result<()> {
-        self.with(|systemd| systemd.unmask(unit).map(drop))
+        self.with(|systemd| systemd.unmask(unit))
     }
 
     fn reload(&self) -> Result<()> {

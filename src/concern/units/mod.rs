@@ -32,8 +32,6 @@ pub struct Transition {
     pub leftovers: Vec<(Process, Vec<SocketAddr>)>,
     /// Why each unit changes: name and sentence.
     pub reasons: Vec<(String, String)>,
-    /// What the reader should know.
-    pub warnings: Vec<String>,
 }
 
 /// Works out the steps.
@@ -177,7 +175,6 @@ impl Planner<'_> {
             expect: self.expectation(&self.observed.service, &self.observed.socket),
             leftovers: self.leftovers,
             reasons,
-            warnings: Vec::new(),
         }
     }
 
