@@ -1,238 +1,23 @@
-//! The second stage: what the host is like now. Reads, and changes nothing.
+//! Looking: files, units and the kernel's socket table, read into an [`Observed`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
+use super::ask::{Ahead, ask_sshd, sshd_program};
+use super::{
+    CommandLine, Listener, MAIN_CONFIG, NOT_TO_BE_RUN, Observed, Owner, UNIT_FOLDER, Verdict,
+};
 use crate::error::{Error, Refusal};
 use crate::sshd::syntax::parse_line;
 use crate::sshd::tree::absolute;
-use crate::sshd::{ConfigFile, ConfigTree, Effective, options};
-use crate::sys::files::Meta;
+use crate::sshd::{ConfigFile, ConfigTree, options};
 use crate::sys::process::Process;
 use crate::sys::sockets::{self, Socket};
 use crate::sys::systemd::Systemd;
 use crate::sys::units::Unit;
-use crate::sys::{self, Command, Files, Image};
-
-/// The main configuration file that Debian's and most other sshd builds read.
-pub const MAIN_CONFIG: &str = "/etc/ssh/sshd_config";
-/// Debian's and Ubuntu's units do not start sshd while this file exists.
-pub const NOT_TO_BE_RUN: &str = "/etc/ssh/sshd_not_to_be_run";
-/// Where administrators' unit files, drop-ins and enablement links are.
-pub const UNIT_FOLDER: &str = "/etc/systemd/system";
-
-/// Everything about a host that a plan depends on.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Observed {
-    /// Host name.
-    pub host: String,
-    /// Distribution, as it calls itself.
-    pub os: String,
-    /// Whether the kernel has IPv6.
-    pub ipv6: bool,
-    /// sshd's configuration files.
-    pub config: ConfigTree,
-    /// What sshd makes of them.
-    pub effective: Verdict,
-    /// ssh.service's sshd started before a file that it reads last changed.
-    pub stale: bool,
-    /// `/etc/ssh/sshd_not_to_be_run` exists.
-    pub not_to_be_run: bool,
-    /// sshd's command line, as ssh.service starts it.
-    pub command_line: CommandLine,
-    /// ssh.service, or sshd.service where that is its name.
-    pub service: Unit,
-    /// The socket unit of the same name; absent on some distributions.
-    pub socket: Unit,
-    /// Text of the two units' own files and drop-ins.
-    pub unit_files: BTreeMap<PathBuf, ConfigFile>,
-    /// Enablement links and aliases of the two units: those that are there, with their targets,
-    /// and those that enabling would make.
-    pub links: BTreeMap<PathBuf, Option<PathBuf>>,
-    /// Listening TCP sockets.
-    pub listeners: Vec<Listener>,
-    /// Addresses of the host's interfaces.
-    pub addresses: Vec<IpAddr>,
-    /// Folders that a plan may need and that are not there.
-    pub missing_folders: Vec<PathBuf>,
-    /// What could not be seen, and why.
-    pub unseen: Vec<String>,
-}
-
-/// What `sshd -T` says of a configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// It is valid, and these values are in effect.
-    Valid(Effective),
-    /// sshd refuses it, in these words.
-    Invalid(String),
-    /// sshd could not be asked, for this reason.
-    Unseen(String),
-}
-
-impl Default for Verdict {
-    fn default() -> Self {
-        Self::Valid(Effective::default())
-    }
-}
-
-/// sshd's command line: what stands there wins over every file.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct CommandLine {
-    /// Words that stand in the unit itself.
-    pub fixed: Vec<String>,
-    /// Words that come from the environment file.
-    pub words: Vec<String>,
-    /// The variable that holds them (`SSHD_OPTS`, `OPTIONS`).
-    pub variable: String,
-    /// The environment file, where there is one.
-    pub file: Option<ConfigFile>,
-    /// The words that the running sshd was really started with; empty where none runs.
-    pub running: Vec<String>,
-}
-
-impl CommandLine {
-    /// All words, in order of appearance.
-    pub fn all(&self) -> Vec<String> {
-        self.fixed.iter().chain(&self.words).cloned().collect()
-    }
-
-    /// The options that set a keyword, in the form that `sshd -T` takes too.
-    pub fn settings(&self) -> Vec<String> {
-        options::parse(&self.all())
-            .into_iter()
-            .filter(|option| option.sets.is_some())
-            .flat_map(|option| option.words)
-            .collect()
-    }
-}
-
-/// A listening TCP socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listener {
-    /// Local address; unspecified for all.
-    pub address: IpAddr,
-    /// Local port.
-    pub port: u16,
-    /// An IPv6 socket that serves IPv6 alone (`IPV6_V6ONLY`); true for IPv4.
-    pub v6only: bool,
-    /// Who holds it.
-    pub owner: Owner,
-    /// Whether sshd answers here.
-    pub ssh: bool,
-}
-
-/// Who holds a listening socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Owner {
-    /// A unit: a socket that systemd holds, or a service's main process.
-    Unit(String),
-    /// A process that is no unit's main process, an orphaned sshd for one.
-    Process(Process),
-    /// Nobody that this user may see.
-    Unseen,
-}
-
-impl std::fmt::Display for Owner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unit(name) => f.write_str(name),
-            Self::Process(process) => write!(f, "{} (pid {})", process.name, process.pid),
-            Self::Unseen => f.write_str("unknown"),
-        }
-    }
-}
-
-impl Listener {
-    /// The endpoints it serves: a dual-stack socket serves IPv4 too.
-    pub fn serves(&self) -> Vec<SocketAddr> {
-        let own = SocketAddr::new(self.address, self.port);
-        let dual = self.address.is_ipv6() && self.address.is_unspecified() && !self.v6only;
-        let v4 = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), self.port);
-        if dual { vec![v4, own] } else { vec![own] }
-    }
-}
-
-impl Observed {
-    /// What differs between two observations, one sentence each. Process ids and start times do
-    /// not count, nor do other programs' listeners: a restart that changes nothing else is no
-    /// difference.
-    ///
-    /// With `orphans_gone`, listeners of orphaned processes in `self` need not be there again.
-    pub fn differences(&self, now: &Self, orphans_gone: bool) -> Vec<String> {
-        let mut moved = Vec::new();
-        let texts = |tree: &Self| -> BTreeMap<PathBuf, ConfigFile> {
-            let own = tree.config.files.iter().chain(&tree.command_line.file);
-            let units = tree.unit_files.values();
-            own.chain(units).map(|file| (file.path.clone(), file.clone())).collect()
-        };
-        moved.extend(compare(&texts(self), &texts(now), |path, was, is| match (was, is) {
-            (Some(_), None) => format!("{} is gone", path.display()),
-            (None, Some(_)) => format!("{} is new", path.display()),
-            _ => format!("{} changed", path.display()),
-        }));
-        moved.extend(compare(&self.links, &now.links, |path, _, _| {
-            format!("the link {} changed", path.display())
-        }));
-        for (was, is) in [(&self.socket, &now.socket), (&self.service, &now.service)] {
-            // In socket mode sshd comes and goes with the connections.
-            let on_demand = self.socket.is_active() && now.socket.is_active();
-            let comes_and_goes = matches!(is.active.as_str(), "active" | "inactive");
-            let same_run = was.active == is.active
-                || (on_demand && was.name == self.service.name && comes_and_goes);
-            if was.load != is.load || was.file != is.file || !same_run {
-                moved.push(format!("{} was {}, is {}", was.name, was.summary(), is.summary()));
-            }
-        }
-        moved.extend(compare(
-            &self.sockets(orphans_gone),
-            &now.sockets(orphans_gone),
-            |at, was, is| {
-                let who = |owner: Option<&String>| owner.map_or("nobody".to_owned(), Clone::clone);
-                format!("{at} was held by {}, is held by {}", who(was), who(is))
-            },
-        ));
-        moved
-    }
-
-    /// Who holds each SSH endpoint, without process ids.
-    fn sockets(&self, without_orphans: bool) -> BTreeMap<SocketAddr, String> {
-        let orphan =
-            |listener: &&Listener| matches!(listener.owner, Owner::Process(_)) && without_orphans;
-        self.listeners
-            .iter()
-            .filter(|listener| listener.ssh && !orphan(listener))
-            .flat_map(|listener| {
-                let holder = match &listener.owner {
-                    Owner::Process(process) => process.name.clone(),
-                    other => other.to_string(),
-                };
-                listener.serves().into_iter().map(move |at| (at, holder.clone()))
-            })
-            .collect()
-    }
-}
-
-/// One sentence for each key whose value differs between two maps.
-fn compare<K: Ord + Clone, V: PartialEq>(
-    was: &BTreeMap<K, V>,
-    is: &BTreeMap<K, V>,
-    say: impl Fn(&K, Option<&V>, Option<&V>) -> String,
-) -> Vec<String> {
-    let keys: std::collections::BTreeSet<&K> = was.keys().chain(is.keys()).collect();
-    keys.into_iter()
-        .filter(|key| was.get(key) != is.get(key))
-        .map(|key| say(key, was.get(key), is.get(key)))
-        .collect()
-}
+use crate::sys::{self, Files, Image};
 
 /// Looks at the host.
 ///
@@ -276,22 +61,6 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     })
 }
 
-/// sshd, asked for its configuration before anybody waits for the answer: it takes the longest of
-/// all that is observed, so it runs beside the rest.
-#[derive(Debug)]
-pub struct Ahead(std::thread::JoinHandle<Verdict>);
-
-impl Ahead {
-    /// Asks now.
-    pub fn ask() -> Self {
-        Self(std::thread::spawn(|| ask_sshd(None, &[])))
-    }
-
-    fn answer(self) -> Verdict {
-        self.0.join().unwrap_or_else(|_| Verdict::Unseen("sshd gave no answer".into()))
-    }
-}
-
 /// Makes sure that there are systemd and sshd at all.
 ///
 /// # Errors
@@ -330,11 +99,6 @@ pub fn connect() -> Result<Systemd, Refusal> {
     })
 }
 
-/// sshd by fixed path, never by `PATH`.
-pub fn sshd_program() -> Option<PathBuf> {
-    sys::find_program(&["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/local/sbin/sshd"])
-}
-
 fn units(systemd: &Systemd) -> Result<(Unit, Unit), Error> {
     // Debian's and Ubuntu's name first: there, sshd.service is an alias that enabling makes.
     for stem in ["ssh", "sshd"] {
@@ -350,43 +114,6 @@ fn units(systemd: &Systemd) -> Result<(Unit, Unit), Error> {
         "install the distribution's package: apt install openssh-server",
     )
     .into())
-}
-
-/// Asks sshd what a configuration amounts to: the live one, or another main file.
-pub fn ask_sshd(main: Option<&Path>, settings: &[String]) -> Verdict {
-    let Some(program) = sshd_program() else { return Verdict::Unseen("there is no sshd".into()) };
-    if !sys::is_root() {
-        return Verdict::Unseen("`sshd -T` reads host keys, and that needs root".into());
-    }
-    let mut command = Command::new(&program).arg("-T").args(settings.iter().cloned());
-    if let Some(main) = main {
-        command = command.arg("-f").arg(main.to_string_lossy());
-    }
-    // On Debian 11 the folder goes with every connection's own sshd, between two looks too.
-    for _ in 0..10 {
-        prepare_run_folder();
-        match command.run() {
-            Ok(output) if output.status == 0 => {
-                return Verdict::Valid(Effective::parse(&output.stdout));
-            }
-            Ok(output) if output.stderr.contains("Missing privilege separation directory") => {}
-            Ok(output) => return Verdict::Invalid(output.stderr.trim().to_owned()),
-            Err(error) => return Verdict::Unseen(error.to_string()),
-        }
-    }
-    Verdict::Unseen("its folder /run/sshd vanishes again and again".into())
-}
-
-/// sshd insists on /run/sshd, which systemd removes when ssh.service stops (Debian 11, 12).
-fn prepare_run_folder() {
-    let files = Files::at("/");
-    let folder = Path::new("/run/sshd");
-    if !files.exists(folder) {
-        let made = files.put(folder, &Image::Directory { meta: Meta::root(0o755) });
-        if let Err(error) = made {
-            tracing::debug!(%error, "cannot create /run/sshd");
-        }
-    }
 }
 
 fn config_tree(files: &Files, unseen: &mut Vec<String>) -> ConfigTree {

@@ -1,0 +1,66 @@
+//! sshd itself, asked what a configuration amounts to.
+
+use std::path::{Path, PathBuf};
+
+use super::Verdict;
+use crate::sshd::Effective;
+use crate::sys::files::Meta;
+use crate::sys::{self, Command, Files, Image};
+
+/// sshd, asked for its configuration before anybody waits for the answer: it takes the longest of
+/// all that is observed, so it runs beside the rest.
+#[derive(Debug)]
+pub struct Ahead(std::thread::JoinHandle<Verdict>);
+
+impl Ahead {
+    /// Asks now.
+    pub fn ask() -> Self {
+        Self(std::thread::spawn(|| ask_sshd(None, &[])))
+    }
+
+    pub(super) fn answer(self) -> Verdict {
+        self.0.join().unwrap_or_else(|_| Verdict::Unseen("sshd gave no answer".into()))
+    }
+}
+
+/// sshd by fixed path, never by `PATH`.
+pub fn sshd_program() -> Option<PathBuf> {
+    sys::find_program(&["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/local/sbin/sshd"])
+}
+
+/// Asks sshd what a configuration amounts to: the live one, or another main file.
+pub fn ask_sshd(main: Option<&Path>, settings: &[String]) -> Verdict {
+    let Some(program) = sshd_program() else { return Verdict::Unseen("there is no sshd".into()) };
+    if !sys::is_root() {
+        return Verdict::Unseen("`sshd -T` reads host keys, and that needs root".into());
+    }
+    let mut command = Command::new(&program).arg("-T").args(settings.iter().cloned());
+    if let Some(main) = main {
+        command = command.arg("-f").arg(main.to_string_lossy());
+    }
+    // On Debian 11 the folder goes with every connection's own sshd, between two looks too.
+    for _ in 0..10 {
+        prepare_run_folder();
+        match command.run() {
+            Ok(output) if output.status == 0 => {
+                return Verdict::Valid(Effective::parse(&output.stdout));
+            }
+            Ok(output) if output.stderr.contains("Missing privilege separation directory") => {}
+            Ok(output) => return Verdict::Invalid(output.stderr.trim().to_owned()),
+            Err(error) => return Verdict::Unseen(error.to_string()),
+        }
+    }
+    Verdict::Unseen("its folder /run/sshd vanishes again and again".into())
+}
+
+/// sshd insists on /run/sshd, which systemd removes when ssh.service stops (Debian 11, 12).
+fn prepare_run_folder() {
+    let files = Files::at("/");
+    let folder = Path::new("/run/sshd");
+    if !files.exists(folder) {
+        let made = files.put(folder, &Image::Directory { meta: Meta::root(0o755) });
+        if let Err(error) = made {
+            tracing::debug!(%error, "cannot create /run/sshd");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The second stage: what the host is like now, and what differs between two looks at it.
+//! Reads, and changes nothing.
+
+mod ask;
+mod read;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use ask::{Ahead, ask_sshd, sshd_program};
+pub use read::{check_host, connect, observe};
+
+use crate::sshd::{ConfigFile, ConfigTree, Effective, options};
+use crate::sys::process::Process;
+use crate::sys::units::Unit;
+
+/// The main configuration file that Debian's and most other sshd builds read.
+pub const MAIN_CONFIG: &str = "/etc/ssh/sshd_config";
+/// Debian's and Ubuntu's units do not start sshd while this file exists.
+pub const NOT_TO_BE_RUN: &str = "/etc/ssh/sshd_not_to_be_run";
+/// Where administrators' unit files, drop-ins and enablement links are.
+pub const UNIT_FOLDER: &str = "/etc/systemd/system";
+
+/// Everything about a host that a plan depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Observed {
+    /// Host name.
+    pub host: String,
+    /// Distribution, as it calls itself.
+    pub os: String,
+    /// Whether the kernel has IPv6.
+    pub ipv6: bool,
+    /// sshd's configuration files.
+    pub config: ConfigTree,
+    /// What sshd makes of them.
+    pub effective: Verdict,
+    /// ssh.service's sshd started before a file that it reads last changed.
+    pub stale: bool,
+    /// `/etc/ssh/sshd_not_to_be_run` exists.
+    pub not_to_be_run: bool,
+    /// sshd's command line, as ssh.service starts it.
+    pub command_line: CommandLine,
+    /// ssh.service, or sshd.service where that is its name.
+    pub service: Unit,
+    /// The socket unit of the same name; absent on some distributions.
+    pub socket: Unit,
+    /// Text of the two units' own files and drop-ins.
+    pub unit_files: BTreeMap<PathBuf, ConfigFile>,
+    /// Enablement links and aliases of the two units: those that are there, with their targets,
+    /// and those that enabling would make.
+    pub links: BTreeMap<PathBuf, Option<PathBuf>>,
+    /// Listening TCP sockets.
+    pub listeners: Vec<Listener>,
+    /// Addresses of the host's interfaces.
+    pub addresses: Vec<IpAddr>,
+    /// Folders that a plan may need and that are not there.
+    pub missing_folders: Vec<PathBuf>,
+    /// What could not be seen, and why.
+    pub unseen: Vec<String>,
+}
+
+/// What `sshd -T` says of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It is valid, and these values are in effect.
+    Valid(Effective),
+    /// sshd refuses it, in these words.
+    Invalid(String),
+    /// sshd could not be asked, for this reason.
+    Unseen(String),
+}
+
+impl Default for Verdict {
+    fn default() -> Self {
+        Self::Valid(Effective::default())
+    }
+}
+
+/// sshd's command line: what stands there wins over every file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CommandLine {
+    /// Words that stand in the unit itself.
+    pub fixed: Vec<String>,
+    /// Words that come from the environment file.
+    pub words: Vec<String>,
+    /// The variable that holds them (`SSHD_OPTS`, `OPTIONS`).
+    pub variable: String,
+    /// The environment file, where there is one.
+    pub file: Option<ConfigFile>,
+    /// The words that the running sshd was really started with; empty where none runs.
+    pub running: Vec<String>,
+}
+
+impl CommandLine {
+    /// All words, in order of appearance.
+    pub fn all(&self) -> Vec<String> {
+        self.fixed.iter().chain(&self.words).cloned().collect()
+    }
+
+    /// The options that set a keyword, in the form that `sshd -T` takes too.
+    pub fn settings(&self) -> Vec<String> {
+        options::parse(&self.all())
+            .into_iter()
+            .filter(|option| option.sets.is_some())
+            .flat_map(|option| option.words)
+            .collect()
+    }
+}
+
+/// A listening TCP socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Local address; unspecified for all.
+    pub address: IpAddr,
+    /// Local port.
+    pub port: u16,
+    /// An IPv6 socket that serves IPv6 alone (`IPV6_V6ONLY`); true for IPv4.
+    pub v6only: bool,
+    /// Who holds it.
+    pub owner: Owner,
+    /// Whether sshd answers here.
+    pub ssh: bool,
+}
+
+/// Who holds a listening socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// A unit: a socket that systemd holds, or a service's main process.
+    Unit(String),
+    /// A process that is no unit's main process, an orphaned sshd for one.
+    Process(Process),
+    /// Nobody that this user may see.
+    Unseen,
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unit(name) => f.write_str(name),
+            Self::Process(process) => write!(f, "{} (pid {})", process.name, process.pid),
+            Self::Unseen => f.write_str("unknown"),
+        }
+    }
+}
+
+impl Listener {
+    /// The endpoints it serves: a dual-stack socket serves IPv4 too.
+    pub fn serves(&self) -> Vec<SocketAddr> {
+        let own = SocketAddr::new(self.address, self.port);
+        let dual = self.address.is_ipv6() && self.address.is_unspecified() && !self.v6only;
+        let v4 = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), self.port);
+        if dual { vec![v4, own] } else { vec![own] }
+    }
+}
+
+impl Observed {
+    /// What differs between two observations, one sentence each. Process ids and start times do
+    /// not count, nor do other programs' listeners: a restart that changes nothing else is no
+    /// difference.
+    ///
+    /// With `orphans_gone`, listeners of orphaned processes in `self` need not be there again.
+    pub fn differences(&self, now: &Self, orphans_gone: bool) -> Vec<String> {
+        let mut moved = Vec::new();
+        let texts = |tree: &Self| -> BTreeMap<PathBuf, ConfigFile> {
+            let own = tree.config.files.iter().chain(&tree.command_line.file);
+            let units = tree.unit_files.values();
+            own.chain(units).map(|file| (file.path.clone(), file.clone())).collect()
+        };
+        moved.extend(compare(&texts(self), &texts(now), |path, was, is| match (was, is) {
+            (Some(_), None) => format!("{} is gone", path.display()),
+            (None, Some(_)) => format!("{} is new", path.display()),
+            _ => format!("{} changed", path.display()),
+        }));
+        moved.extend(compare(&self.links, &now.links, |path, _, _| {
+            format!("the link {} changed", path.display())
+        }));
+        for (was, is) in [(&self.socket, &now.socket), (&self.service, &now.service)] {
+            // In socket mode sshd comes and goes with the connections.
+            let on_demand = self.socket.is_active() && now.socket.is_active();
+            let comes_and_goes = matches!(is.active.as_str(), "active" | "inactive");
+            let same_run = was.active == is.active
+                || (on_demand && was.name == self.service.name && comes_and_goes);
+            if was.load != is.load || was.file != is.file || !same_run {
+                moved.push(format!("{} was {}, is {}", was.name, was.summary(), is.summary()));
+            }
+        }
+        moved.extend(compare(
+            &self.sockets(orphans_gone),
+            &now.sockets(orphans_gone),
+            |at, was, is| {
+                let who = |owner: Option<&String>| owner.map_or("nobody".to_owned(), Clone::clone);
+                format!("{at} was held by {}, is held by {}", who(was), who(is))
+            },
+        ));
+        moved
+    }
+
+    /// Who holds each SSH endpoint, without process ids.
+    fn sockets(&self, without_orphans: bool) -> BTreeMap<SocketAddr, String> {
+        let orphan =
+            |listener: &&Listener| matches!(listener.owner, Owner::Process(_)) && without_orphans;
+        self.listeners
+            .iter()
+            .filter(|listener| listener.ssh && !orphan(listener))
+            .flat_map(|listener| {
+                let holder = match &listener.owner {
+                    Owner::Process(process) => process.name.clone(),
+                    other => other.to_string(),
+                };
+                listener.serves().into_iter().map(move |at| (at, holder.clone()))
+            })
+            .collect()
+    }
+}
+
+/// One sentence for each key whose value differs between two maps.
+fn compare<K: Ord + Clone, V: PartialEq>(
+    was: &BTreeMap<K, V>,
+    is: &BTreeMap<K, V>,
+    say: impl Fn(&K, Option<&V>, Option<&V>) -> String,
+) -> Vec<String> {
+    let keys: std::collections::BTreeSet<&K> = was.keys().chain(is.keys()).collect();
+    keys.into_iter()
+        .filter(|key| was.get(key) != is.get(key))
+        .map(|key| say(key, was.get(key), is.get(key)))
+        .collect()
+}
