@@ -198,6 +198,12 @@ impl Machine {
             .unwrap();
         self.nspawn = Some(child);
         self.wait_for_boot();
+        // A container's init now and then fails to start a service ("Failed to spawn executor"), and
+        // tries again by itself a moment later.
+        self.exec(
+            "for i in $(seq 100); do [ $(systemctl is-active ssh.service) = activating ] || exit; \
+             sleep 0.1; done",
+        );
     }
 
     fn wait_for_boot(&mut self) {
@@ -329,12 +335,6 @@ impl Machine {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.start();
-        // A container's init now and then fails to start a service ("Failed to spawn executor"), and
-        // tries again by itself a moment later.
-        self.exec(
-            "for i in $(seq 100); do systemctl -q is-active ssh.service ssh.socket && exit; \
-             sleep 0.1; done",
-        );
     }
 
     fn pull_the_plug(&mut self) {
