@@ -40,7 +40,8 @@ fn login(machine: &Machine, port: u16) -> rexpect::session::PtySession {
     let mut args = machine.ssh_args(crate::machine::V4, port, "root");
     let host = args.pop().unwrap();
     args.extend(["-tt".to_owned(), host]);
-    command.args(args);
+    // Whatever terminal the tests themselves run on.
+    command.args(args).env("TERM", "xterm");
     let mut session = rexpect::session::spawn_command(command, Some(30_000)).unwrap();
     session.exp_regex(r"[#$] ").unwrap();
     session
