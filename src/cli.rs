@@ -37,7 +37,67 @@ pub(crate) enum Command {
     /// Works without root as far as the files can be read, and says what it could not see.
     Plan(PlanArgs),
     /// Make the host what the spec says, prove it, or take everything back
+    ///
+    /// The work is done by a service of systemd's: a terminal that closes does not stop it. First
+    /// the new listener is tried with nothing changed on disk; once it is confirmed, the change
+    /// becomes permanent.
     Apply(ApplyArgs),
+    /// Confirm a change, from a new session through the new listener
+    Confirm(ConfirmArgs),
+    /// Take the open transaction back, or undo an earlier one
+    Rollback(RollbackArgs),
+    /// Show the transaction that is open
+    Status,
+    /// List all transactions, oldest first
+    History,
+    /// Do a transaction (systemd runs this)
+    #[command(hide = true)]
+    Worker(AgentArgs),
+    /// Undo what nobody has confirmed (systemd runs this)
+    #[command(hide = true)]
+    Guard(AgentArgs),
+    /// Put files right at boot (systemd runs this)
+    #[command(hide = true)]
+    Recover(AgentArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// The transaction
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfirmArgs {
+    /// The word that `harden apply` printed: it names one transaction
+    pub(crate) token: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RollbackArgs {
+    /// The transaction to undo; without it the open one, else the last that was applied
+    pub(crate) id: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) terms: TermsArgs,
+}
+
+/// How a change is confirmed.
+#[derive(Debug, Args)]
+pub(crate) struct TermsArgs {
+    /// Do not ask before changing anything
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+
+    /// Who confirms that the new listener works: a person from a new session (the default on a
+    /// terminal), or harden itself by a key exchange
+    #[arg(long, value_enum, value_name = "WHO")]
+    pub(crate) confirm: Option<Confirm>,
+
+    /// How long that may take before everything is undone (90s, 5m); 5m where nothing says
+    /// otherwise
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub(crate) timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -60,17 +120,8 @@ pub(crate) struct ApplyArgs {
     #[arg(value_name = "SPEC|PLANFILE")]
     pub(crate) file: PathBuf,
 
-    /// Do not ask before changing anything
-    #[arg(long, short)]
-    pub(crate) yes: bool,
-
-    /// Who confirms that the new listener works; `operator` is not supported yet
-    #[arg(long, value_enum, value_name = "WHO")]
-    pub(crate) confirm: Option<Confirm>,
-
-    /// How long the changes may take to prove themselves before they are undone (90s, 5m)
-    #[arg(long, value_parser = duration, value_name = "TIME")]
-    pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) terms: TermsArgs,
 
     /// Apply from the operator's own machine; not supported yet
     #[arg(long, value_name = "USER@HOST")]
@@ -84,6 +135,15 @@ pub(crate) enum Confirm {
     Operator,
     /// harden itself.
     Probe,
+}
+
+impl From<Confirm> for harden::spec::Confirm {
+    fn from(confirm: Confirm) -> Self {
+        match confirm {
+            Confirm::Operator => Self::Operator,
+            Confirm::Probe => Self::Probe,
+        }
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

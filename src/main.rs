@@ -17,6 +17,13 @@ fn main() -> ExitCode {
     let code = match &cli.command {
         Command::Plan(args) => commands::plan_command(args, cli.output),
         Command::Apply(args) => commands::apply_command(args, cli.output),
+        Command::Confirm(args) => commands::confirm_command(args, cli.output),
+        Command::Rollback(args) => commands::rollback_command(args, cli.output),
+        Command::Status => commands::status_command(cli.output),
+        Command::History => commands::history_command(cli.output),
+        Command::Worker(args) => commands::worker_command(&args.id),
+        Command::Guard(args) => commands::guard_command(&args.id),
+        Command::Recover(args) => commands::recover_command(&args.id),
     };
     ExitCode::from(code)
 }

@@ -9,8 +9,6 @@ use crate::error::{Error, Refusal};
 use crate::observe::{Verdict, ask_sshd};
 use crate::plan::Plan;
 use crate::spec::{Setting, Spec};
-use crate::sshd::syntax::{parse_line, quote_arg};
-use crate::sshd::tree::absolute;
 use crate::sshd::{ConfigTree, Effective};
 use crate::sys::{self, Files};
 
@@ -120,28 +118,11 @@ impl<'a> Scratch<'a> {
 
     /// Copies the tree; returns the path of the copied main file.
     fn mirror(&self, tree: &ConfigTree) -> Result<PathBuf, Error> {
-        for file in &tree.files {
-            let text: Vec<String> = file.text.split('\n').map(|line| self.redirect(line)).collect();
-            self.files.scratch(&self.inside(&file.path), text.join("\n").as_bytes())?;
+        let (copies, main) = tree.mirrored(&self.folder, &[]);
+        for (path, text) in copies {
+            self.files.scratch(&path, text.as_bytes())?;
         }
-        Ok(self.inside(&tree.main))
-    }
-
-    fn inside(&self, path: &Path) -> PathBuf {
-        self.folder.join(path.strip_prefix("/").unwrap_or(path))
-    }
-
-    /// An Include line that reads the copies instead of the files themselves.
-    fn redirect(&self, line: &str) -> String {
-        match parse_line(line).filter(|directive| directive.is("Include")) {
-            None => line.to_owned(),
-            Some(include) => {
-                let patterns = include.args.iter().map(|pattern| {
-                    quote_arg(&self.inside(Path::new(&absolute(pattern))).to_string_lossy())
-                });
-                format!("Include {}", patterns.collect::<Vec<_>>().join(" "))
-            }
-        }
+        Ok(main)
     }
 
     /// Turns sshd's complaint into an error that points at the spec, or at the file to correct.

@@ -35,7 +35,7 @@ fn fresh() -> Machine {
 }
 
 /// A shell of root's on a real terminal, over a real login.
-fn login(machine: &Machine, port: u16) -> rexpect::session::PtySession {
+pub(crate) fn login(machine: &Machine, port: u16) -> rexpect::session::PtySession {
     let mut command = Command::new("ip");
     let mut args = machine.ssh_args(crate::machine::V4, port, "root");
     let host = args.pop().unwrap();
@@ -60,7 +60,7 @@ fn the_prompt_defaults_to_no_and_takes_yes() {
             machine.exec("true")
         });
     }
-    terminal.send_line("harden apply spec.yaml; echo code=$?").unwrap();
+    terminal.send_line("harden apply --confirm probe spec.yaml; echo code=$?").unwrap();
     terminal.exp_string("Apply these changes? [y/N]").unwrap();
     terminal.send_line("y").unwrap();
     terminal.exp_string("code=0").unwrap();
@@ -127,11 +127,15 @@ fn exit_codes_and_json_are_the_contract() {
     let empty = machine.sh("harden plan --exit-code --output json spec.yaml");
     let plan: serde_json::Value = serde_json::from_str(&empty).unwrap();
     assert_eq!(plan["changes"], serde_json::json!([]));
-    for refused in ["--confirm operator", "--on root@example.org"] {
-        let refused = machine.exec(&format!("harden apply --output json {refused} spec.yaml"));
-        let report: serde_json::Value = serde_json::from_str(&refused.stdout).unwrap();
-        assert_eq!((refused.code, &report["outcome"]), (2, &"refused".into()));
-    }
+    let refused = machine.exec("harden apply --output json --on root@example.org spec.yaml");
+    let report: serde_json::Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert_eq!((refused.code, &report["outcome"]), (2, &"refused".into()));
+    let status = machine.sh("harden status --output json");
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["transaction"], serde_json::Value::Null);
+    let history = machine.sh("harden history --output json");
+    let history: serde_json::Value = serde_json::from_str(&history).unwrap();
+    assert_eq!(history["transactions"][0]["outcome"], "applied");
 }
 
 /// What harden needs and does not find: exit 1, what to do, and nothing changed.
@@ -186,7 +190,7 @@ fn a_hangup_does_not_stop_the_transaction() {
     });
     machine.spec(MOVE);
     let mut terminal = login(&machine, 22);
-    terminal.send_line("harden apply -y spec.yaml").unwrap();
+    terminal.send_line("harden apply -y --confirm probe spec.yaml").unwrap();
     terminal.exp_string("start ssh.service").unwrap();
     terminal.exp_string("] start ssh.service").unwrap();
     terminal.send_control('c').unwrap();

@@ -122,6 +122,8 @@ impl Machine {
         // In a container systemd now and then misses that a session's last process is gone.
         let brisk = "[Manager]\nDefaultTimeoutStopSec=4s\n";
         machine.root().write("/etc/systemd/system.conf.d/brisk.conf", brisk);
+        let brisk = "[Service]\nTimeoutStopSec=1s\n";
+        machine.root().write("/etc/systemd/system/user@.service.d/brisk.conf", brisk);
         let bin = machine.root().path("/usr/local/bin/harden");
         fs::copy(binary(), &bin).unwrap();
         run("chmod", &["755", &bin.display().to_string()]);
@@ -182,6 +184,10 @@ impl Machine {
 
     /// Boots and waits until the boot is complete, without touching the network.
     pub(crate) fn start(&mut self) {
+        self.start_and_wait(20);
+    }
+
+    fn start_and_wait(&mut self, seconds: u64) {
         let console = fs::File::create(self.folder.join("console")).unwrap();
         let child = Command::new("systemd-nspawn")
             .args(["--quiet", "--boot", "--register=no", "--keep-unit", "--hostname=vps"])
@@ -197,7 +203,7 @@ impl Machine {
             .spawn()
             .unwrap();
         self.nspawn = Some(child);
-        self.wait_for_boot();
+        self.wait_for_boot(seconds);
         // A container's init now and then fails to start a service ("Failed to spawn executor"), and
         // tries again by itself a moment later.
         self.exec(
@@ -206,8 +212,8 @@ impl Machine {
         );
     }
 
-    fn wait_for_boot(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+    fn wait_for_boot(&mut self, seconds: u64) {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
         loop {
             let leader = self.find_leader();
             if leader != 0 {
@@ -294,19 +300,25 @@ impl Machine {
     }
 
     /// Opens a session that stays open.
+    #[track_caller]
     pub(crate) fn session(&self, port: u16) -> Session {
+        let mut session = self.session_with(port, "cat");
+        assert!(session.lives(), "the session did not open");
+        session
+    }
+
+    /// Opens a session that runs a command.
+    pub(crate) fn session_with(&self, port: u16, command: &str) -> Session {
         let mut child = Command::new("ip")
             .args(self.ssh_args(V4, port, "root"))
-            .arg("cat")
+            .arg(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let input = child.stdin.take().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        let mut session = Session { child, input, output };
-        assert!(session.lives(), "the session did not open");
-        session
+        Session { child, input, output }
     }
 
     /// Writes a spec to /root/spec.yaml.
@@ -317,6 +329,45 @@ impl Machine {
     /// Applies /root/spec.yaml without SSH and without asking.
     pub(crate) fn apply(&self) -> Ran {
         self.exec("harden apply --yes /root/spec.yaml")
+    }
+
+    /// Starts an apply that a person has to confirm, and waits until it waits for that.
+    pub(crate) fn apply_in_background(&self, timeout: &str) {
+        self.start_apply(&format!("--confirm operator --timeout {timeout}"));
+        self.wait_for("the confirmation", "harden status | grep -q 'to confirm:'");
+    }
+
+    /// Starts an apply that goes on by itself; its output is in /root/apply.log.
+    pub(crate) fn start_apply(&self, options: &str) {
+        self.root().remove("/root/apply.end");
+        self.sh(&format!(
+            "setsid sh -c 'harden apply -y {options} spec.yaml; echo $? > apply.end.new; \
+             mv apply.end.new apply.end' > apply.log 2>&1 < /dev/null &"
+        ));
+    }
+
+    /// The exit code of the apply that was started.
+    #[track_caller]
+    pub(crate) fn background_end(&self) -> i32 {
+        self.wait_for("the end of the apply", "test -e apply.end");
+        self.root().read("/root/apply.end").trim().parse().unwrap()
+    }
+
+    /// What the operator is asked to run, without the `ssh` part.
+    pub(crate) fn confirm_command(&self) -> String {
+        let status = self.sh("harden status");
+        let at = status.find("harden confirm ").unwrap();
+        status[at..].lines().next().unwrap().to_owned()
+    }
+
+    /// Waits until a command succeeds, 30 seconds at most.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, what: &str, command: &str) {
+        let waiting =
+            format!("for i in $(seq 300); do {{ {command}; }} && exit; sleep 0.1; done; exit 1");
+        let came = self.exec(&waiting).code == 0;
+        let log = || self.root().read("/root/apply.log");
+        assert!(came, "no {what}: {}\n{}", log(), self.exec("harden history").stdout);
     }
 
     /// A clean reboot.
@@ -337,6 +388,40 @@ impl Machine {
         self.start();
     }
 
+    /// The power is cut, and comes back.
+    pub(crate) fn cut_power(&mut self) {
+        self.cut_power_and_wait(20);
+    }
+
+    /// The same, where the boot may take longer.
+    pub(crate) fn cut_power_and_wait(&mut self, seconds: u64) {
+        self.pull_the_plug();
+        self.start_and_wait(seconds);
+    }
+
+    /// Kills the worker of the open transaction, once.
+    pub(crate) fn kill_worker(&self) {
+        self.sh("pkill -9 -f '[.]harden worker'");
+    }
+
+    /// Stops the worker for good: systemd does not start it again.
+    pub(crate) fn stop_worker(&self) {
+        self.sh("systemctl stop 'harden-2*.service'");
+    }
+
+    /// Waits until no transaction is open.
+    #[track_caller]
+    pub(crate) fn wait_for_the_end(&self) {
+        self.wait_for("end", "harden status | grep -q 'no transaction is open'");
+    }
+
+    /// Keeps its owner's packets from a port, outside the machine.
+    pub(crate) fn block_outside(&self, port: u16) {
+        let port = port.to_string();
+        let rule = ["rule", "add", "ipproto", "tcp", "dport", &port, "prohibit"];
+        run("ip", &[&["-n", &self.client_net()], &rule[..]].concat());
+    }
+
     fn pull_the_plug(&mut self) {
         if let Some(mut nspawn) = self.nspawn.take() {
             // The leader is the container's init: with it everything inside dies.
@@ -354,7 +439,10 @@ impl Drop for Machine {
         if std::thread::panicking() {
             eprintln!(
                 "journal:\n{}",
-                self.exec("journalctl -b -n 80 --no-pager -o cat -u 'ssh*' -t systemd").stdout
+                self.exec(
+                    "journalctl -b -n 80 --no-pager -o cat -u 'ssh*' -u 'harden*' -t systemd"
+                )
+                .stdout
             );
         }
         self.pull_the_plug();
@@ -381,6 +469,14 @@ impl Session {
             && self.output.read_line(&mut line).is_ok()
             && line == "alive\n"
     }
+
+    /// Waits for its end, ten seconds at most.
+    pub(crate) fn ends(&mut self) -> bool {
+        (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(100));
+            self.child.try_wait().unwrap().is_some()
+        })
+    }
 }
 
 impl Drop for Session {
@@ -405,7 +501,8 @@ impl Root {
     }
 
     pub(crate) fn append(&self, path: &str, text: &str) {
-        let mut file = fs::OpenOptions::new().append(true).open(self.path(path)).unwrap();
+        let mut file =
+            fs::OpenOptions::new().append(true).create(true).open(self.path(path)).unwrap();
         file.write_all(text.as_bytes()).unwrap();
     }
 
@@ -415,6 +512,11 @@ impl Root {
 
     pub(crate) fn exists(&self, path: &str) -> bool {
         fs::symlink_metadata(self.path(path)).is_ok()
+    }
+
+    /// Makes a file a program.
+    pub(crate) fn make_program(&self, path: &str) {
+        run("chmod", &["755", &self.path(path).display().to_string()]);
     }
 
     pub(crate) fn remove(&self, path: &str) {

@@ -12,8 +12,10 @@
 mod bench;
 mod contract;
 mod dirty;
+mod faults;
 mod machine;
 mod moves;
+mod operator;
 mod playbooks;
 mod rollback;
 mod state;

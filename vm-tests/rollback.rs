@@ -5,7 +5,6 @@ use crate::on_debian;
 on_debian!(
     only_one_address_family_comes_up,
     the_service_does_not_start,
-    a_killed_run_is_taken_back,
     the_file_system_is_full,
     a_planted_orphan_is_ended,
 );
@@ -57,22 +56,6 @@ mod cases {
         machine.sh("systemctl daemon-reload");
         machine.apply().code(0);
         assert_for_good(&mut machine, &Want::service(2222));
-    }
-
-    /// kill -9 in the middle: the next run clears up first, then does its own work.
-    pub(super) fn a_killed_run_is_taken_back(suite: Suite) {
-        let mut machine = Machine::boot(suite, |root| {
-            root.socket_owns_port(suite);
-            sabotage(root, "sleep 3");
-        });
-        let etc = machine.root().state_of_etc();
-        machine.spec(MOVE);
-        machine.sh("(harden apply -y spec.yaml & sleep 1.5; kill -9 $!) >/dev/null 2>&1; sleep 3");
-        assert_ne!(machine.root().state_of_etc(), etc, "it was killed in the middle");
-        machine.spec("version: 1\nssh: {port: 2200, socket: enabled}\n");
-        let next = machine.apply().code(0);
-        assert!(next.stderr.contains("did not end"), "{next:?}");
-        assert_for_good(&mut machine, &Want::socket(2200));
     }
 
     /// An sshd in ssh.service's control group that is not its main process, once beside the wanted

@@ -157,6 +157,34 @@ pub(crate) fn assert_for_good(machine: &mut Machine, want: &Want) {
     assert_converged(machine);
 }
 
+/// The transaction is closed, and nothing is left of it but its journal.
+#[track_caller]
+pub(crate) fn assert_closed(machine: &Machine) {
+    machine.wait_for_the_end();
+    machine.wait_for("tidy end", "mkdir -p /run/harden; flock -n /run/harden/lock true");
+    let states = "--state=active,activating,deactivating,failed";
+    let list = format!("systemctl list-units {states} --all --no-legend --plain 'harden-*'");
+    let units = machine.sh(&list);
+    assert_eq!(units, "", "units are left");
+    assert!(!machine.root().exists("/usr/local/lib/systemd"), "recovery is still installed");
+    let left =
+        machine.sh("ls -A /var/lib/harden 2>/dev/null | grep -vE '[.](journal|decision)$' || true");
+    assert_eq!(left, "", "files are left");
+    assert_eq!(machine.sh("ls -d /run/harden/2* 2>/dev/null || true"), "", "the trial is left");
+}
+
+/// The state, the transaction closed; and the same after a reboot, and after one more.
+#[track_caller]
+pub(crate) fn assert_over(machine: &mut Machine, want: &Want) {
+    assert_state(machine, want);
+    assert_closed(machine);
+    for _ in 0..2 {
+        machine.reboot();
+        assert_state(machine, want);
+        assert_closed(machine);
+    }
+}
+
 /// A second apply says so, changes no file and restarts nothing.
 #[track_caller]
 pub(crate) fn assert_converged(machine: &Machine) {

@@ -4,14 +4,14 @@
 mod ask;
 mod read;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 pub use ask::{Ahead, ask_sshd, sshd_program};
-pub use read::{check_host, connect, observe};
+pub use read::{check_host, connect, no_bus, observe};
 
 use crate::sshd::{ConfigFile, ConfigTree, Effective, options};
 use crate::sys::process::Process;
@@ -167,11 +167,21 @@ impl Observed {
     ///
     /// With `orphans_gone`, listeners of orphaned processes in `self` need not be there again.
     pub fn differences(&self, now: &Self, orphans_gone: bool) -> Vec<String> {
+        self.differences_beside(now, orphans_gone, &BTreeSet::new())
+    }
+
+    /// The same, without the files at some paths: edits that are known of.
+    pub fn differences_beside(
+        &self,
+        now: &Self,
+        orphans_gone: bool,
+        known: &BTreeSet<PathBuf>,
+    ) -> Vec<String> {
         let mut moved = Vec::new();
-        let texts = |tree: &Self| -> BTreeMap<PathBuf, ConfigFile> {
-            let own = tree.config.files.iter().chain(&tree.command_line.file);
-            let units = tree.unit_files.values();
-            own.chain(units).map(|file| (file.path.clone(), file.clone())).collect()
+        let texts = |tree: &Self| {
+            let mut texts = tree.texts();
+            texts.retain(|path, file| !known.contains(path) && !known.contains(&file.real));
+            texts
         };
         moved.extend(compare(&texts(self), &texts(now), |path, was, is| match (was, is) {
             (Some(_), None) => format!("{} is gone", path.display()),
@@ -202,6 +212,19 @@ impl Observed {
         moved
     }
 
+    /// Files of sshd and of the two units that are not as they were.
+    pub fn edited(&self, now: &Self) -> BTreeSet<PathBuf> {
+        let (was, is) = (self.texts(), now.texts());
+        let paths = was.keys().chain(is.keys());
+        paths.filter(|path| was.get(*path) != is.get(*path)).cloned().collect()
+    }
+
+    fn texts(&self) -> BTreeMap<PathBuf, ConfigFile> {
+        let own = self.config.files.iter().chain(&self.command_line.file);
+        let units = self.unit_files.values();
+        own.chain(units).map(|file| (file.path.clone(), file.clone())).collect()
+    }
+
     /// Who holds each SSH endpoint, without process ids.
     fn sockets(&self, without_orphans: bool) -> BTreeMap<SocketAddr, String> {
         let orphan =
@@ -226,7 +249,7 @@ fn compare<K: Ord + Clone, V: PartialEq>(
     is: &BTreeMap<K, V>,
     say: impl Fn(&K, Option<&V>, Option<&V>) -> String,
 ) -> Vec<String> {
-    let keys: std::collections::BTreeSet<&K> = was.keys().chain(is.keys()).collect();
+    let keys: BTreeSet<&K> = was.keys().chain(is.keys()).collect();
     keys.into_iter()
         .filter(|key| was.get(key) != is.get(key))
         .map(|key| say(key, was.get(key), is.get(key)))

@@ -89,14 +89,17 @@ pub fn check_host() -> Result<(), Refusal> {
 /// # Errors
 /// A refusal that names what to install or start.
 pub fn connect() -> Result<Systemd, Refusal> {
-    Systemd::connect().map_err(|error| {
-        Refusal::new(
-            "no-dbus",
-            error.to_string(),
-            "harden talks to systemd over the system bus: apt install dbus, \
-             systemctl start dbus.socket",
-        )
-    })
+    Systemd::connect().map_err(|error| no_bus(&error))
+}
+
+/// There is no way to systemd: what to install or start.
+pub fn no_bus(error: &sys::SysError) -> Refusal {
+    Refusal::new(
+        "no-dbus",
+        error.to_string(),
+        "harden talks to systemd over the system bus: apt install dbus, systemctl start \
+         dbus.socket",
+    )
 }
 
 fn units(systemd: &Systemd) -> Result<(Unit, Unit), Error> {

@@ -3,22 +3,21 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::{Change, FileChange, Op};
-use crate::concern::listening::Listening;
+use super::{Change, Expectation, FileChange, Op};
 use crate::concern::units::Transition;
 use crate::observe::{Listener, Observed};
 
 /// Lists the changes in the order in which a reader wants them.
 pub(super) fn changes(
     observed: &Observed,
-    listening: &Listening,
+    expect: &Expectation,
     files: &[FileChange],
     units: &Transition,
 ) -> Vec<Change> {
     let mut changes: Vec<Change> = files.iter().chain(&units.files).map(file).collect();
     changes.extend(unit_changes(observed, units));
-    if !units.steps.is_empty() {
-        changes.extend(listener_changes(observed, listening));
+    if units.steps().next().is_some() {
+        changes.extend(listener_changes(observed, expect));
     }
     changes.extend(units.leftovers.iter().map(|(process, endpoints)| Change {
         id: format!("process:{}", process.pid),
@@ -85,7 +84,7 @@ fn unit_changes(observed: &Observed, units: &Transition) -> Vec<Change> {
         let mut touched = false;
         let mut started = false;
         let mut stopped = false;
-        for op in units.steps.iter().map(|step| &step.op) {
+        for op in units.steps().map(|step| &step.op) {
             let (changed, name) = match op {
                 Op::Stop(name) => ((Some("inactive"), None), name),
                 Op::Start(name) | Op::Restart(name) => ((Some("active"), None), name),
@@ -128,15 +127,15 @@ fn unit_changes(observed: &Observed, units: &Transition) -> Vec<Change> {
 }
 
 /// Endpoints that open, close, or change hands.
-fn listener_changes(observed: &Observed, listening: &Listening) -> Vec<Change> {
+fn listener_changes(observed: &Observed, expect: &Expectation) -> Vec<Change> {
     let mut table: BTreeMap<SocketAddr, (Option<String>, Option<String>)> = BTreeMap::new();
     for listener in observed.listeners.iter().filter(|listener| listener.ssh) {
         for endpoint in Listener::serves(listener) {
             table.entry(endpoint).or_default().0 = Some(listener.owner.to_string());
         }
     }
-    for endpoint in &listening.endpoints {
-        table.entry(*endpoint).or_default().1 = Some(listening.owner.clone());
+    for endpoint in &expect.endpoints {
+        table.entry(*endpoint).or_default().1 = Some(expect.owner.clone());
     }
     table
         .into_iter()

@@ -1,6 +1,11 @@
 //! The third stage: Spec x Observed -> Plan. Pure: nothing here reads or changes the host.
 
+mod arrange;
 mod describe;
+mod undo;
+
+pub(crate) use arrange::held;
+pub use undo::{Earlier, undo};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,7 +27,9 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// What the reader should know and harden does not change.
     pub warnings: Vec<String>,
-    /// What the executor does, in order; empty when converged.
+    /// What brings up the new listener with nothing changed on disk: a reboot takes it back.
+    pub trial: Vec<Step>,
+    /// What makes it permanent, in order; with `trial` empty when converged.
     pub steps: Vec<Step>,
     /// What must hold afterwards.
     pub expect: Expectation,
@@ -93,6 +100,45 @@ pub enum Op {
     AwaitListeners,
     /// End a process that systemd lost track of.
     End(Process),
+    /// Start an sshd of harden's own, outside ssh.service, until it is silenced.
+    Listen(Bridge),
+    /// End that sshd; its sessions live on.
+    Silence(Role),
+}
+
+/// An sshd that carries listeners from one owner to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge {
+    /// What it is for.
+    pub role: Role,
+    /// Where it listens.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// What a bridging sshd is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It shows that the new configuration lets its owner in.
+    Trial,
+    /// It keeps the old configuration reachable while the units change.
+    Rescue,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Trial => "trial",
+            Self::Rescue => "rescue",
+        })
+    }
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.trial.is_empty() && self.steps.is_empty()
+    }
 }
 
 impl Op {
@@ -185,22 +231,25 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
     files.extend(options.part.files);
 
     let units = concern::units::transition(observed, &listening, &files)?;
-    let changes = describe::changes(observed, &listening, &files, &units);
+    let expect = Expectation {
+        endpoints: listening.endpoints.clone(),
+        owner: listening.owner.clone(),
+        units: units.expect.clone(),
+        settings: spec.ssh.settings.iter().map(in_effect).collect(),
+        keywords: listening
+            .keywords()
+            .into_iter()
+            .chain(spec.ssh.settings.iter().map(|setting| setting.keyword.clone()))
+            .collect(),
+    };
+    let changes = describe::changes(observed, &expect, &files, &units);
+    let (trial, steps) = arrange::arrange(observed, &expect, file_steps(observed, &files), &units);
     Ok(Plan {
         changes,
         warnings,
-        steps: steps(observed, &files, &units),
-        expect: Expectation {
-            endpoints: listening.endpoints.clone(),
-            owner: listening.owner.clone(),
-            units: units.expect,
-            settings: spec.ssh.settings.iter().map(in_effect).collect(),
-            keywords: listening
-                .keywords()
-                .into_iter()
-                .chain(spec.ssh.settings.iter().map(|setting| setting.keyword.clone()))
-                .collect(),
-        },
+        trial,
+        steps,
+        expect,
         candidate: config.candidate,
         options: options.words,
     })
@@ -214,12 +263,8 @@ fn unseen(observed: &Observed) -> Vec<String> {
     observed.unseen.iter().map(|what| format!("could not see {what}")).collect()
 }
 
-/// sshd's files first: they do nothing until sshd starts again. Then the units.
-fn steps(
-    observed: &Observed,
-    files: &[FileChange],
-    units: &concern::units::Transition,
-) -> Vec<Step> {
+/// Writes files, each after its folder where that is missing.
+pub(crate) fn file_steps(observed: &Observed, files: &[FileChange]) -> Vec<Step> {
     let mut steps = Vec::new();
     for file in files {
         let folder = file.path.parent().filter(|_| file.before.is_none());
@@ -230,6 +275,5 @@ fn steps(
         }
         steps.push(file.step());
     }
-    steps.extend(units.steps.iter().cloned());
     steps
 }

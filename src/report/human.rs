@@ -1,12 +1,16 @@
 //! Text for people: readable at 80 columns, and without colour.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 
+use super::json::{OpenTransaction, PastTransaction};
 use crate::error::ErrorReport;
 use crate::observe::Observed;
 use crate::plan::{Change, Op, Plan, Step};
+use crate::transaction::confirm;
+use crate::transaction::journal::Terms;
 
 const WIDTH: usize = 80;
 const BOLD: Style = Style::new().bold();
@@ -35,10 +39,19 @@ pub fn plan(out: &mut dyn Write, observed: &Observed, plan: &Plan) -> io::Result
     section(out, "Units", plan.changes.iter().filter(units), state)?;
     let listeners = |change: &&Change| change.concern == "listeners";
     section(out, "Listeners", plan.changes.iter().filter(listeners), listener)?;
-    writeln!(out, "\n{BOLD}Steps{BOLD:#}")?;
-    let total = plan.steps.len() + 1;
+    let total = plan.trial.len() + plan.steps.len() + 1;
+    if !plan.trial.is_empty() {
+        writeln!(out, "\n{BOLD}Trial{BOLD:#} (nothing on disk changes; a reboot takes it back)")?;
+        for (index, step) in plan.trial.iter().enumerate() {
+            writeln!(out, "{}", numbered(index + 1, total, &step_title(step)))?;
+        }
+        writeln!(out, "\n{BOLD}Once it is confirmed{BOLD:#}")?;
+    } else {
+        writeln!(out, "\n{BOLD}Steps{BOLD:#}")?;
+    }
+    let first = plan.trial.len() + 1;
     for (index, step) in plan.steps.iter().enumerate() {
-        writeln!(out, "{}", numbered(index + 1, total, &step_title(step)))?;
+        writeln!(out, "{}", numbered(first + index, total, &step_title(step)))?;
     }
     writeln!(out, "{}", numbered(total, total, PROOF))?;
     warnings(out, &plan.warnings)
@@ -143,8 +156,84 @@ pub fn step_title(step: &Step) -> String {
         Op::AwaitListeners => {
             "wait for every listener and run an SSH key exchange with each".to_owned()
         }
+        Op::Listen(bridge) => {
+            let at: Vec<String> = bridge.endpoints.iter().map(ToString::to_string).collect();
+            format!("start the {} listener on {}", bridge.role, at.join(", "))
+        }
+        Op::Silence(role) => format!("end the {role} listener"),
         Op::End(process) => format!("end the leftover {} (pid {})", process.name, process.pid),
     }
+}
+
+/// What the operator is asked to do, and in which time.
+pub fn instructions(id: &str, terms: &Terms, left: Duration) -> String {
+    let paragraph = |text: &str| textwrap::fill(text, options("", ""));
+    let intro = paragraph(
+        "The new listener answers. Keep this session open. From your own machine, in another \
+         terminal, run:",
+    );
+    let outro = paragraph(&format!(
+        "Put the name that you always use in place of the address where that differs. Without the \
+         confirmation everything is taken back in {}.",
+        time(left)
+    ));
+    format!("\n{intro}\n\n    {BOLD}{}{BOLD:#}\n\n{outro}\n", confirm::command(terms, id))
+}
+
+/// Minutes and seconds.
+pub fn time(time: Duration) -> String {
+    let seconds = time.as_secs();
+    if seconds < 60 {
+        return format!("{seconds} s");
+    }
+    format!("{} min {} s", seconds / 60, seconds % 60)
+}
+
+/// Writes what is open.
+///
+/// # Errors
+/// Those of the writer.
+pub fn status(out: &mut dyn Write, open: Option<&OpenTransaction>) -> io::Result<()> {
+    let Some(open) = open else {
+        return writeln!(out, "no transaction is open; `harden history` lists those that were");
+    };
+    writeln!(out, "transaction {BOLD}{}{BOLD:#}: {}", open.id, open.state)?;
+    if let Some(deadline) = &open.deadline {
+        writeln!(out, "  taken back at {deadline} unless it is confirmed")?;
+    }
+    if let Some(command) = &open.confirm {
+        writeln!(out, "  to confirm: {command}")?;
+    }
+    if open.state == "needs-operator" {
+        let what = "the way back is incomplete; `harden rollback` tries again";
+        writeln!(out, "{}", indented(what, 2))?;
+    }
+    Ok(())
+}
+
+/// Writes all transactions, oldest first.
+///
+/// # Errors
+/// Those of the writer.
+pub fn history(out: &mut dyn Write, past: &[PastTransaction]) -> io::Result<()> {
+    if past.is_empty() {
+        return writeln!(out, "no transactions yet");
+    }
+    for one in past {
+        let style = match one.outcome.as_str() {
+            "applied" => GREEN,
+            "rolled-back" | "refused" => YELLOW,
+            _ => RED,
+        };
+        writeln!(out, "{BOLD}{}{BOLD:#} {style}{}{style:#} {}", one.id, one.outcome, one.spec)?;
+        if let Some(cause) = &one.cause {
+            writeln!(out, "{}", indented(cause, 4))?;
+        }
+        if !one.changes.is_empty() {
+            writeln!(out, "{}", indented(&one.changes.join(", "), 4))?;
+        }
+    }
+    Ok(())
 }
 
 /// A note between steps, wrapped.

@@ -63,3 +63,71 @@ impl ApplyReport {
         self
     }
 }
+
+/// `status --output json`.
+#[derive(Debug, Serialize)]
+pub struct StatusReport {
+    version: u32,
+    transaction: Option<OpenTransaction>,
+    error: Option<ErrorReport>,
+}
+
+/// The transaction that is open.
+#[derive(Debug, Serialize)]
+pub struct OpenTransaction {
+    /// Its id.
+    pub id: String,
+    /// `trial`, `waiting`, `permanent`, `rolling-back` or `needs-operator`.
+    pub state: String,
+    /// When it is taken back if nobody confirms (RFC 3339), while that counts.
+    pub deadline: Option<String>,
+    /// The command that confirms it, while that counts.
+    pub confirm: Option<String>,
+}
+
+impl StatusReport {
+    /// Reports what is open.
+    pub fn of(transaction: Option<OpenTransaction>) -> Self {
+        Self { version: VERSION, transaction, error: None }
+    }
+
+    /// Reports that it cannot be seen.
+    pub fn failed(error: ErrorReport) -> Self {
+        Self { version: VERSION, transaction: None, error: Some(error) }
+    }
+}
+
+/// `history --output json`.
+#[derive(Debug, Serialize)]
+pub struct HistoryReport {
+    version: u32,
+    transactions: Vec<PastTransaction>,
+    error: Option<ErrorReport>,
+}
+
+/// One transaction of the past, or the open one.
+#[derive(Debug, Serialize)]
+pub struct PastTransaction {
+    /// Its id; it begins with the time (UTC).
+    pub id: String,
+    /// `applied`, `rolled-back`, `refused`, `needs-operator`, or what an open one is doing.
+    pub outcome: String,
+    /// Name of the spec, or what else asked for it.
+    pub spec: String,
+    /// What was changed, a few words each.
+    pub changes: Vec<String>,
+    /// Why it was taken back or refused.
+    pub cause: Option<String>,
+}
+
+impl HistoryReport {
+    /// Reports transactions, oldest first.
+    pub fn of(transactions: Vec<PastTransaction>) -> Self {
+        Self { version: VERSION, transactions, error: None }
+    }
+
+    /// Reports that they cannot be seen.
+    pub fn failed(error: ErrorReport) -> Self {
+        Self { version: VERSION, transactions: Vec::new(), error: Some(error) }
+    }
+}

@@ -6,6 +6,8 @@ mod schema;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use parse::{Source, parse, parse_duration};
 
 use crate::error::SpecError;
@@ -18,10 +20,29 @@ pub const MAX_SIZE: u64 = 256 * 1024;
 pub struct Spec {
     /// sshd: where it listens, who holds the socket, its settings.
     pub ssh: Ssh,
-    /// `safety.timeout`: how long a transaction may take to prove itself before it is undone.
-    pub timeout: Option<Duration>,
+    /// How the change is confirmed.
+    pub safety: Safety,
     /// The text it came from, for messages that point into it.
     pub source: Source,
+}
+
+/// The `safety` section.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Safety {
+    /// Who confirms that the new listener works; `None` leaves it to where harden runs.
+    pub confirm: Option<Confirm>,
+    /// How long a transaction may wait for that before it is undone.
+    pub timeout: Option<Duration>,
+}
+
+/// Who confirms that the new listener lets its owner in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confirm {
+    /// A person, from a new session through the new listener.
+    Operator,
+    /// harden itself.
+    Probe,
 }
 
 /// The `ssh` section.

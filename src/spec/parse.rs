@@ -8,10 +8,9 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde_yaml::{Location, Spanned};
 
 use super::schema::{
-    AutoOff, Confirm, Document, OneOrMany, Profile, SafetySection, Scalar, Settings, Socket,
-    SshSection,
+    AutoOff, Document, OneOrMany, Profile, SafetySection, Scalar, Settings, Socket, SshSection,
 };
-use super::{MAX_SIZE, Setting, SocketMode, Span, Spec, Ssh};
+use super::{MAX_SIZE, Safety, Setting, SocketMode, Span, Spec, Ssh};
 use crate::error::SpecError;
 use crate::sshd::keywords;
 
@@ -150,33 +149,26 @@ impl Source {
                 return Err(self.unsupported(value, name, "`off`"));
             }
         }
-        let timeout = document.safety.as_ref().map(|safety| self.safety(safety)).transpose()?;
+        let safety = document.safety.as_ref().map(|safety| self.safety(safety)).transpose()?;
         let ssh = self.ssh(document.ssh.unwrap_or_default())?;
-        Ok(Spec { ssh, timeout: timeout.flatten(), source: self })
+        Ok(Spec { ssh, safety: safety.unwrap_or_default(), source: self })
     }
 
-    fn safety(&self, safety: &SafetySection) -> Result<Option<Duration>> {
-        if let Some(confirm) =
-            safety.confirm.as_ref().filter(|confirm| confirm.value == Confirm::Operator)
-        {
-            return Err(self.unsupported(confirm, "safety.confirm: operator", "`probe`"));
-        }
+    fn safety(&self, safety: &SafetySection) -> Result<Safety> {
         if let Some(admins) = safety.admins.as_ref().filter(|admins| !admins.value.is_empty()) {
             return Err(self.unsupported(admins, "safety.admins", "an empty list"));
         }
-        safety
-            .timeout
-            .as_ref()
-            .map(|timeout| {
-                parse_duration(&timeout.value).ok_or_else(|| {
-                    self.at(
-                        timeout,
-                        "not a length of time",
-                        "expected a time of at most a day: 90s, 5m, 1h",
-                    )
-                })
+        let timeout = safety.timeout.as_ref().map(|timeout| {
+            parse_duration(&timeout.value).ok_or_else(|| {
+                self.at(
+                    timeout,
+                    "not a length of time",
+                    "expected a time of at most a day: 90s, 5m, 1h",
+                )
             })
-            .transpose()
+        });
+        let confirm = safety.confirm.as_ref().map(|confirm| confirm.value);
+        Ok(Safety { confirm, timeout: timeout.transpose()? })
     }
 
     fn ssh(&self, section: SshSection) -> Result<Ssh> {

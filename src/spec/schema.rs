@@ -6,6 +6,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_yaml::Spanned;
 
+use super::Confirm;
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
@@ -68,13 +70,6 @@ pub(super) enum Profile {
     Recommended,
     Strict,
     PostQuantum,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Confirm {
-    Operator,
-    Probe,
 }
 
 /// A scalar, or a list of scalars, as the file writes them.

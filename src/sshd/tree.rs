@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::keywords::same;
-use super::syntax::{Directive, parse_line};
+use super::syntax::{Directive, parse_line, quote_arg};
 use crate::sys::files::Meta;
 
 /// sshd stops at this depth of Include (servconf.c, `SERVCONF_MAX_DEPTH`).
@@ -117,6 +117,33 @@ impl ConfigTree {
 /// `Match all` opens a block that applies to everyone, but it is a block all the same.
 fn match_context(directive: &Directive) -> Option<String> {
     Some(directive.args.join(" "))
+}
+
+impl ConfigTree {
+    /// The tree as sshd would read it below `folder`: Include lines point to the copies, and lines
+    /// that set any of `without` are empty. Returns the copies, and where the main file is.
+    pub fn mirrored(&self, folder: &Path, without: &[&str]) -> (Vec<(PathBuf, String)>, PathBuf) {
+        let inside = |path: &Path| folder.join(path.strip_prefix("/").unwrap_or(path));
+        let line = |text: &str| -> String {
+            let Some(directive) = parse_line(text) else { return text.to_owned() };
+            if without.iter().any(|keyword| directive.is(keyword)) {
+                return String::new();
+            }
+            if !directive.is("Include") {
+                return text.to_owned();
+            }
+            let patterns = directive
+                .args
+                .iter()
+                .map(|pattern| quote_arg(&inside(Path::new(&absolute(pattern))).to_string_lossy()));
+            format!("Include {}", patterns.collect::<Vec<_>>().join(" "))
+        };
+        let copies = self.files.iter().map(|file| {
+            let lines: Vec<String> = file.text.split('\n').map(line).collect();
+            (inside(&file.path), lines.join("\n"))
+        });
+        (copies.collect(), inside(&self.main))
+    }
 }
 
 /// Relative Include patterns are below /etc/ssh (sshd_config(5), Include).

@@ -35,6 +35,21 @@ pub enum Image {
     },
 }
 
+impl Image {
+    /// Whether two images differ in nothing that somebody may have edited: labels that the system
+    /// gives by itself (SELinux) do not count.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let plain = |meta: &Meta| (meta.mode, meta.uid, meta.gid);
+        match (self, other) {
+            (Self::File { content: a, meta: m }, Self::File { content: b, meta: n }) => {
+                a == b && plain(m) == plain(n)
+            }
+            (Self::Directory { .. }, Self::Directory { .. }) => true,
+            (a, b) => a == b,
+        }
+    }
+}
+
 /// Owner, mode and extended attributes of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
@@ -53,6 +68,12 @@ impl Meta {
     /// Owner root, the given mode, no extended attributes: for files that did not exist before.
     pub fn root(mode: u32) -> Self {
         Self { mode, uid: 0, gid: 0, xattrs: Vec::new() }
+    }
+
+    /// The given mode, and the owner that this process is.
+    pub fn of_this_process(mode: u32) -> Self {
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        Self { mode, uid, gid, xattrs: Vec::new() }
     }
 }
 
@@ -254,6 +275,29 @@ impl Files {
             .map_err(|error| SysError::new(format!("cannot create {}", path.display()), error))
     }
 
+    /// From now on, until this process ends, makes a folder (root's, mode 0755) again as soon as
+    /// somebody removes it (inotify(7)).
+    pub fn keep_folder(&self, path: &Path) -> Result<()> {
+        use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+        use std::os::unix::fs::DirBuilderExt;
+        let failed = |error| SysError::new(format!("cannot watch {}", path.display()), error);
+        let real = self.real(path);
+        let watch = Inotify::init(InitFlags::IN_CLOEXEC).map_err(failed)?;
+        let above = real.parent().unwrap_or(Path::new("/"));
+        let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
+        watch.add_watch(above, gone).map_err(failed)?;
+        std::thread::spawn(move || {
+            while let Ok(events) = watch.read_events() {
+                let removed =
+                    |name: &std::ffi::OsString| real.file_name() == Some(name.as_os_str());
+                if events.iter().any(|event| event.name.as_ref().is_some_and(removed)) {
+                    let _ = fs::DirBuilder::new().mode(0o755).create(&real);
+                }
+            }
+        });
+        Ok(())
+    }
+
     /// Removes a folder and all below it; nothing there is fine.
     pub fn remove_tree(&self, path: &Path) -> Result<()> {
         match fs::remove_dir_all(self.real(path)) {
@@ -278,6 +322,27 @@ impl Files {
     pub fn sync_folder(&self, folder: &Path) -> Result<()> {
         sync_folder(&self.real(folder))
             .map_err(|error| SysError::new(format!("cannot fsync {}", folder.display()), error))
+    }
+
+    /// Creates a file with its whole content, or leaves the one that is there alone: of several
+    /// processes exactly one succeeds, and a crash leaves all of it or nothing (link(2)).
+    ///
+    /// Returns whether this call made it.
+    pub fn create_exclusively(&self, path: &Path, content: &[u8]) -> Result<bool> {
+        let real = self.real(path);
+        let failed = |error| SysError::new(format!("cannot create {}", path.display()), error);
+        let Some(folder) = real.parent() else { return Ok(false) };
+        let unique = format!("{}.{}", beside(&real).display(), super::random_hex(4)?);
+        let unique = Path::new(&unique);
+        let made = replace(unique, content, &Meta::of_this_process(0o600))
+            .and_then(|()| match fs::hard_link(unique, &real) {
+                Ok(()) => Ok(true),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+                Err(error) => Err(error),
+            })
+            .and_then(|made| sync_folder(folder).map(|()| made));
+        let _ = fs::remove_file(unique);
+        made.map_err(failed)
     }
 
     /// Writes a file without the care of [`Files::put`]: for scratch copies that nobody keeps.

@@ -5,11 +5,13 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod command;
+mod direct;
 pub mod files;
 pub mod probe;
 pub mod process;
 pub mod sockets;
 pub mod systemd;
+pub mod transient;
 pub mod units;
 
 pub use command::Command;
@@ -89,6 +91,39 @@ pub fn now_usec() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// The monotonic clock in microseconds, the unit systemd's timers use (clock_gettime(2)): no step
+/// of the wall clock moves it.
+pub fn monotonic_usec() -> u64 {
+    use nix::time::{ClockId, clock_gettime};
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
+    now.map_or(0, |now| u64::try_from(now.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// The wall-clock time some time from now (RFC 3339, UTC, whole seconds).
+pub fn time_after(time: std::time::Duration) -> Option<String> {
+    let time = jiff::SignedDuration::try_from(time).ok()?;
+    let then = jiff::Timestamp::now().checked_add(time).ok()?;
+    Some(then.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+/// How this program is called in a new session: by its name where that is found, else by its path.
+pub fn own_command() -> String {
+    let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("harden"));
+    let usual = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
+    match (path.parent().and_then(|folder| folder.to_str()), path.file_name()) {
+        (Some(folder), Some(name)) if usual.contains(&folder) => {
+            name.to_string_lossy().into_owned()
+        }
+        _ => path.display().to_string(),
+    }
+}
+
+/// What this boot is called (random(4), boot_id).
+pub fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.unwrap_or_default().trim().to_owned()
 }
 
 /// Some bytes nobody can guess, in hexadecimal: transaction ids must never repeat.

@@ -54,6 +54,24 @@ impl Process {
         Some(Self { pid, start, name, program, unit, args })
     }
 
+    /// This process and those that it descends from, up to the first one that cannot be read.
+    pub fn ancestry() -> Vec<Self> {
+        let mut line = Vec::new();
+        let mut pid = std::process::id();
+        while pid > 0
+            && let Some(process) = Self::read(pid)
+        {
+            pid = parent_of(pid).unwrap_or_default();
+            line.push(process);
+        }
+        line
+    }
+
+    /// Whether two readings are of the same process.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.pid, self.start) == (other.pid, other.start)
+    }
+
     /// Whether this very process still runs (the id was not given to another one).
     pub fn lives(&self) -> bool {
         Self::read(self.pid).is_some_and(|now| now.start == self.start)
@@ -79,6 +97,12 @@ impl Process {
         }
         Ok(())
     }
+}
+
+/// Field 4 of proc_pid_stat(5).
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// The processes that hold each of the given socket inodes.
@@ -140,6 +164,13 @@ mod tests {
         assert_eq!(unit_of_cgroup(session), "session-3.scope");
         assert_eq!(unit_of_cgroup("0::/init.scope\n"), "init.scope");
         assert_eq!(unit_of_cgroup(""), "");
+    }
+
+    #[test]
+    fn ancestry_leads_from_this_process_upwards() {
+        let line = Process::ancestry();
+        assert_eq!(line.first().unwrap().pid, std::process::id());
+        assert_eq!(line.get(1).map(|parent| parent.pid), Some(std::os::unix::process::parent_id()));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! (`IPV6_V6ONLY`); systemd's `Listen` property is configuration, not reality.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
@@ -50,6 +50,14 @@ pub fn listening() -> Result<Vec<Socket>> {
     }
     sockets.sort_by_key(|socket| (socket.port, socket.address));
     Ok(sockets)
+}
+
+/// Where one process listens.
+pub fn held_by(pid: u32) -> Result<Vec<SocketAddr>> {
+    let held = listening()?
+        .into_iter()
+        .filter(|socket| socket.holders.iter().any(|holder| holder.pid == pid));
+    Ok(held.map(|socket| SocketAddr::new(socket.address, socket.port)).collect())
 }
 
 fn dump(family: u8) -> Result<Vec<Socket>> {

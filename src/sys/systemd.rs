@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use zbus::{Connection, MatchRule, MessageStream, connection};
-use zbus::{OwnedObjectPath, OwnedVariant};
+use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
 use super::{Result, SysError};
 
@@ -25,12 +25,98 @@ pub const GONE: &str = "the connection to systemd is gone";
 /// What systemd answers of each link: kind of change, path, what it points to.
 type UnitFileChange = (String, String, String);
 
-type Request = Box<dyn FnOnce(&Connection) + Send>;
+type Request = Box<dyn FnOnce(&Peer) + Send>;
+
+/// A connection, and how systemd is called there.
+struct Peer {
+    connection: Connection,
+    /// The bus name; a direct connection has none.
+    name: Option<&'static str>,
+}
+
+impl Peer {
+    async fn call<B, T>(&self, method: &'static str, body: &B) -> zbus::Result<T>
+    where
+        B: serde::Serialize + zbus::wire::DynamicType,
+        T: for<'d> zbus::wire::DynamicDeserialize<'d>,
+    {
+        let reply =
+            self.connection.call_method(self.name, PATH, Some(MANAGER), method, body).await?;
+        reply.body().deserialize()
+    }
+
+    /// Asks for a job and waits until systemd has removed it; returns its result.
+    async fn job<B>(&self, method: &'static str, body: &B) -> zbus::Result<String>
+    where
+        B: serde::Serialize + zbus::wire::DynamicType,
+    {
+        // Listen before asking: a fast job is removed before the reply is read.
+        self.call::<_, ()>("Subscribe", &()).await.or_else(already_subscribed)?;
+        let rule = MatchRule::builder()
+            .msg_type(zbus::message::Type::Signal)
+            .interface(MANAGER)
+            .member("JobRemoved")
+            .build()?;
+        let mut removed = MessageStream::for_match_rule(rule, &self.connection, None).await?;
+        let job: OwnedObjectPath = self.call(method, body).await?;
+        loop {
+            let next =
+                std::future::poll_fn(|context| Pin::new(&mut removed).poll_next(context)).await;
+            let Some(message) = next.transpose()? else {
+                return Err(zbus::Error::Failure(GONE.into()));
+            };
+            let (_, path, _, result): (u32, OwnedObjectPath, String, String) =
+                message.body().deserialize()?;
+            if path == job {
+                return Ok(result);
+            }
+        }
+    }
+}
+
+/// The value of one property of a transient unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// A string.
+    Text(String),
+    /// A list of strings.
+    Texts(Vec<String>),
+    /// yes or no.
+    Flag(bool),
+    /// Microseconds.
+    Usec(u64),
+    /// Permission bits.
+    Mode(u32),
+    /// A program with its arguments, for `ExecStart=`.
+    Command(Vec<String>),
+    /// `OnActiveSec=` of a timer, in microseconds.
+    OnActive(u64),
+}
+
+/// A property of a transient unit, by its D-Bus name.
+pub type Property = (&'static str, Value);
+
+impl Value {
+    fn variant(&self) -> Variant<'static> {
+        match self {
+            Self::Text(text) => Variant::new(text.clone()),
+            Self::Texts(texts) => Variant::new(texts.clone()),
+            Self::Flag(flag) => Variant::new(*flag),
+            Self::Usec(usec) => Variant::new(*usec),
+            Self::Mode(mode) => Variant::new(*mode),
+            Self::Command(words) => {
+                let program = words.first().cloned().unwrap_or_default();
+                Variant::new(vec![(program, words.clone(), false)])
+            }
+            Self::OnActive(usec) => Variant::new(vec![("OnActiveSec".to_owned(), *usec)]),
+        }
+    }
+}
 
 /// Properties of a unit, by name.
 pub(super) type Properties = BTreeMap<String, OwnedVariant>;
 
-/// A connection to systemd on the system bus.
+/// A connection to systemd.
 #[derive(Debug)]
 pub struct Systemd {
     requests: mpsc::Sender<Request>,
@@ -42,15 +128,43 @@ impl Systemd {
     /// # Errors
     /// Where there is no bus, or it does not answer within ten seconds.
     pub fn connect() -> Result<Self> {
+        Self::start("cannot reach the D-Bus system bus", Some(SERVICE), || {
+            Ok(connection::Builder::system())
+        })
+    }
+
+    /// Connects to systemd itself, as root, without a bus: it is there before the bus is, and stays
+    /// when the bus is gone. Falls back to the system bus.
+    ///
+    /// # Errors
+    /// Where neither answers within ten seconds.
+    pub fn connect_directly() -> Result<Self> {
+        let direct = Self::start("cannot reach systemd", None, || {
+            Ok(connection::Builder::unix_stream(super::direct::connect()?).p2p())
+        });
+        direct.or_else(|error| {
+            tracing::debug!(%error, "going over the bus");
+            Self::connect()
+        })
+    }
+
+    fn start(
+        what: &'static str,
+        name: Option<&'static str>,
+        open: impl FnOnce() -> std::io::Result<connection::Builder<'static>> + Send + 'static,
+    ) -> Result<Self> {
         let (requests, inbox) = mpsc::channel::<Request>();
         let (ready, connected) = mpsc::channel();
         std::thread::spawn(move || {
-            let built = zbus::block_on(connection::Builder::system().method_timeout(CALL).build());
+            let built = open()
+                .map_err(zbus::Error::from)
+                .and_then(|builder| zbus::block_on(builder.method_timeout(CALL).build()));
             match built {
                 Ok(connection) => {
                     let _ = ready.send(Ok(()));
+                    let peer = Peer { connection, name };
                     for request in inbox {
-                        request(&connection);
+                        request(&peer);
                     }
                 }
                 Err(error) => {
@@ -60,8 +174,8 @@ impl Systemd {
         });
         match connected.recv_timeout(Duration::from_secs(10)) {
             Ok(Ok(())) => Ok(Self { requests }),
-            Ok(Err(error)) => Err(SysError::new("cannot reach the D-Bus system bus", error)),
-            Err(_) => Err(SysError::new("cannot reach the D-Bus system bus", "no answer in 10 s")),
+            Ok(Err(error)) => Err(SysError::new(what, error)),
+            Err(_) => Err(SysError::new(what, "no answer in 10 s")),
         }
     }
 
@@ -70,11 +184,11 @@ impl Systemd {
         &self,
         what: &str,
         limit: Duration,
-        work: impl FnOnce(&Connection) -> zbus::Result<T> + Send + 'static,
+        work: impl FnOnce(&Peer) -> zbus::Result<T> + Send + 'static,
     ) -> Result<T> {
         let (reply, answer) = mpsc::channel();
-        let request: Request = Box::new(move |connection| {
-            let _ = reply.send(work(connection));
+        let request: Request = Box::new(move |peer| {
+            let _ = reply.send(work(peer));
         });
         let gone = || SysError::new(what, GONE);
         self.requests.send(request).map_err(|_| gone())?;
@@ -89,17 +203,10 @@ impl Systemd {
 
     fn call<B, T>(&self, what: &str, method: &'static str, body: B) -> Result<T>
     where
-        B: serde::Serialize + zbus::zvariant::DynamicType + Send + 'static,
-        T: for<'d> zbus::zvariant::DynamicDeserialize<'d> + Send + 'static,
+        B: serde::Serialize + zbus::wire::DynamicType + Send + Sync + 'static,
+        T: for<'d> zbus::wire::DynamicDeserialize<'d> + Send + 'static,
     {
-        self.ask(what, CALL, move |connection| {
-            zbus::block_on(async {
-                let reply = connection
-                    .call_method(Some(SERVICE), PATH, Some(MANAGER), method, &body)
-                    .await?;
-                reply.body().deserialize()
-            })
-        })
+        self.ask(what, CALL, move |peer| zbus::block_on(peer.call(method, &body)))
     }
 
     /// All properties of a unit, those of its type (`Service`, `Socket`) among them.
@@ -107,21 +214,12 @@ impl Systemd {
     /// A unit that does not exist has `LoadState` `not-found`; that is no error.
     pub(super) fn properties(&self, unit: &str) -> Result<Properties> {
         let unit = unit.to_owned();
-        self.ask(&format!("cannot read the state of {unit}"), CALL, move |connection| {
+        self.ask(&format!("cannot read the state of {unit}"), CALL, move |peer| {
             zbus::block_on(async {
-                let reply = connection
-                    .call_method(Some(SERVICE), PATH, Some(MANAGER), "LoadUnit", &unit)
-                    .await?;
-                let path: OwnedObjectPath = reply.body().deserialize()?;
-                let reply = connection
-                    .call_method(
-                        Some(SERVICE),
-                        &path,
-                        Some("org.freedesktop.DBus.Properties"),
-                        "GetAll",
-                        &"",
-                    )
-                    .await?;
+                let path: OwnedObjectPath = peer.call("LoadUnit", &unit).await?;
+                let all = Some("org.freedesktop.DBus.Properties");
+                let reply =
+                    peer.connection.call_method(peer.name, &path, all, "GetAll", &"").await?;
                 reply.body().deserialize()
             })
         })
@@ -157,40 +255,46 @@ impl Systemd {
     pub fn job(&self, method: &'static str, unit: &str, limit: Duration) -> Result<String> {
         let what = format!("cannot {} {unit}", method.trim_end_matches("Unit").to_lowercase());
         let unit = unit.to_owned();
-        self.ask(&what, limit, move |connection| {
-            zbus::block_on(async {
-                // Listen before asking: a fast job is removed before the reply is read.
-                connection
-                    .call_method(Some(SERVICE), PATH, Some(MANAGER), "Subscribe", &())
-                    .await
-                    .map(drop)
-                    .or_else(already_subscribed)?;
-                let rule = MatchRule::builder()
-                    .msg_type(zbus::message::Type::Signal)
-                    .sender(SERVICE)
-                    .interface(MANAGER)
-                    .member("JobRemoved")
-                    .build()?;
-                let mut removed = MessageStream::for_match_rule(rule, connection, None).await?;
-                let reply = connection
-                    .call_method(Some(SERVICE), PATH, Some(MANAGER), method, &(&unit, "replace"))
-                    .await?;
-                let job: OwnedObjectPath = reply.body().deserialize()?;
-                loop {
-                    let next =
-                        std::future::poll_fn(|context| Pin::new(&mut removed).poll_next(context))
-                            .await;
-                    let Some(message) = next.transpose()? else {
-                        return Err(zbus::Error::Failure("the bus closed the connection".into()));
-                    };
-                    let (_, path, _, result): (u32, OwnedObjectPath, String, String) =
-                        message.body().deserialize()?;
-                    if path == job {
-                        return Ok(result);
-                    }
-                }
-            })
+        self.ask(&what, limit, move |peer| {
+            zbus::block_on(peer.job(method, &(unit.as_str(), "replace")))
         })
+    }
+
+    /// Asks for a job and does not wait for it: at boot it may have to wait for the asker itself.
+    pub fn enqueue(&self, method: &'static str, unit: &str) -> Result<()> {
+        let what = format!("cannot {} {unit}", method.trim_end_matches("Unit").to_lowercase());
+        let _: OwnedObjectPath = self.call(&what, method, (unit.to_owned(), "replace"))?;
+        Ok(())
+    }
+
+    /// Makes a unit that exists until it has ended, or until the next boot, and starts it
+    /// (`StartTransientUnit`); `triggered` is a second one that the first starts.
+    ///
+    /// Returns the job's result, as [`Systemd::job`] does.
+    pub fn start_transient(
+        &self,
+        unit: &str,
+        properties: &[Property],
+        triggered: Option<(&str, &[Property])>,
+        limit: Duration,
+    ) -> Result<String> {
+        type Named = (String, Vec<(String, Variant<'static>)>);
+        let named = |unit: &str, properties: &[Property]| -> Named {
+            let values = properties.iter().map(|(name, value)| ((*name).into(), value.variant()));
+            (unit.to_owned(), values.collect())
+        };
+        let (name, values) = named(unit, properties);
+        let others: Vec<Named> =
+            triggered.into_iter().map(|(unit, values)| named(unit, values)).collect();
+        self.ask(&format!("cannot start {unit}"), limit, move |peer| {
+            zbus::block_on(peer.job("StartTransientUnit", &(name, "fail", values, others)))
+        })
+    }
+
+    /// Sends a signal to a unit's main process (`KillUnit`).
+    pub fn kill(&self, unit: &str, signal: i32) -> Result<()> {
+        let body = (unit.to_owned(), "main".to_owned(), signal);
+        self.call::<_, ()>(&format!("cannot signal {unit}"), "KillUnit", body)
     }
 
     /// Enables a unit file (`EnableUnitFiles`, persistent, no force).
@@ -220,13 +324,8 @@ impl Systemd {
 
     /// Reads all unit files again and runs the generators (`Reload`).
     pub fn reload(&self) -> Result<()> {
-        self.ask("cannot reload systemd's units", Duration::from_secs(90), |connection| {
-            zbus::block_on(async {
-                connection
-                    .call_method(Some(SERVICE), PATH, Some(MANAGER), "Reload", &())
-                    .await
-                    .map(drop)
-            })
+        self.ask("cannot reload systemd's units", Duration::from_secs(90), |peer| {
+            zbus::block_on(peer.call("Reload", &()))
         })
     }
 
@@ -250,6 +349,9 @@ fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
 fn text_of(error: &zbus::Error) -> String {
     match error {
         zbus::Error::MethodError(name, text, _) => text.clone().unwrap_or_else(|| name.to_string()),
+        // A call without an answer counts as one that nobody heard.
+        zbus::Error::InputOutput(_) => GONE.to_owned(),
+        zbus::Error::Failure(text) => text.clone(),
         other => other.to_string(),
     }
 }

@@ -12,11 +12,17 @@ use sha2::{Digest, Sha256};
 
 use super::STATE;
 use crate::observe::Observed;
-use crate::plan::{Expectation, Op, Step};
+use crate::plan::{Change, Expectation, Op, Step};
+use crate::spec::Confirm;
+use crate::sshd::ConfigTree;
+use crate::sys::process::Process;
 use crate::sys::{self, Files, Image, SysError};
 
 /// The format that is written now; older ones are read for ever.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+
+/// Room that is kept for the journal, in bytes, so that a full disk cannot stop the way back.
+const RESERVE: i64 = 256 * 1024;
 
 /// One entry of a journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,37 +32,105 @@ pub enum Record {
     Begin {
         /// Format of the records.
         format: u32,
-        /// What will be done.
+        /// What makes the change permanent.
         steps: Vec<Step>,
         /// What will be proven.
         expect: Expectation,
         /// The whole state from before.
         before: Box<Observed>,
+        /// How it is tried and confirmed; absent in format 1.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        terms: Option<Box<Terms>>,
+    },
+    /// A process has taken the transaction on.
+    Taken {
+        /// What the boot is called in which it did.
+        boot: String,
+    },
+    /// What is at every path that the transaction may change.
+    Images {
+        /// Paths of the host's own configuration.
+        paths: Vec<(PathBuf, Image)>,
+        /// Paths of the transaction's own units.
+        own: Vec<(PathBuf, Image)>,
+    },
+    /// The guard is armed.
+    Armed {
+        /// When it undoes what nobody has confirmed, in microseconds of the monotonic clock.
+        until: u64,
     },
     /// A step is about to run.
     Step {
-        /// Its place in the plan, from 0.
+        /// Its place in the trial and the plan, from 0.
         index: usize,
         /// What it does.
         op: Op,
-        /// What is at the paths that it may change, in order.
+        /// What was at the paths that it may change, in order.
         before: Vec<(PathBuf, Image)>,
     },
     /// A step is done.
     Done {
-        /// Its place in the plan, from 0.
+        /// Its place in the trial and the plan, from 0.
         index: usize,
     },
+    /// The trial listens.
+    Trial {
+        /// The sshd that does.
+        listener: Process,
+    },
+    /// The trial is proven, and waits for the decision.
+    Waiting,
+    /// The decision is on disk, and the change becomes permanent.
+    Permanent,
     /// The way back begins.
     Rollback {
         /// Why.
         cause: String,
     },
+    /// The way back is incomplete; somebody has to look.
+    Stuck {
+        /// What failed first.
+        cause: String,
+        /// What is not as it was.
+        left: Vec<String>,
+    },
+    /// Something worth telling whoever follows.
+    Note {
+        /// One sentence.
+        text: String,
+    },
     /// The transaction is over.
     Closed {
-        /// `applied` or `rolled-back`.
+        /// `applied`, `rolled-back` or `refused`.
         outcome: String,
+        /// Why it was taken back or refused.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<String>,
     },
+}
+
+/// How a change is tried and confirmed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Terms {
+    /// The steps of the trial.
+    pub trial: Vec<Step>,
+    /// sshd's configuration files as they will be.
+    pub candidate: ConfigTree,
+    /// sshd's command line as it will be.
+    pub options: Vec<String>,
+    /// Who confirms.
+    pub confirm: Confirm,
+    /// How long the confirmation may take, in seconds.
+    pub limit: u64,
+    /// The command that opens a new session, for the operator; without the confirmation.
+    pub login: Vec<String>,
+    /// What is changed, as it was shown.
+    pub changes: Vec<Change>,
+    /// Name of the spec, or what else asked for it.
+    pub spec: String,
+    /// The transaction that this one undoes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undoes: Option<String>,
 }
 
 /// A journal that is being written.
@@ -77,6 +151,12 @@ impl Journal {
         let id = new_id()?;
         let mut journal = Self { file: files.append(&path(&id))?, id };
         journal.write(begin)?;
+        let length = journal.file.metadata().map_or(0, |meta| meta.len());
+        let flags = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let from = i64::try_from(length).unwrap_or_default();
+        if let Err(error) = nix::fcntl::fallocate(&journal.file, flags, from, RESERVE) {
+            tracing::debug!(%error, "no room is kept for the journal");
+        }
         files.sync_folder(folder)?;
         Ok(journal)
     }
@@ -101,6 +181,15 @@ impl Journal {
         self.put(line.as_bytes())
     }
 
+    /// Notes something for whoever follows. It need not be on disk.
+    pub fn note(&mut self, text: &str) {
+        let record = Record::Note { text: text.to_owned() };
+        let written = encode(&record).map(|line| self.file.write_all(line.as_bytes()));
+        if !matches!(written, Ok(Ok(()))) {
+            tracing::warn!("not in the journal: {text}");
+        }
+    }
+
     fn put(&mut self, bytes: &[u8]) -> Result<(), SysError> {
         self.file
             .write_all(bytes)
@@ -109,7 +198,8 @@ impl Journal {
     }
 }
 
-fn path(id: &str) -> PathBuf {
+/// Where a transaction's journal is.
+pub fn path(id: &str) -> PathBuf {
     Path::new(STATE).join(format!("{id}.journal"))
 }
 
@@ -146,17 +236,31 @@ pub fn decode(bytes: &[u8]) -> Vec<Record> {
     records
 }
 
+/// Reads the records of one transaction; none where there is no such journal.
+pub fn read(files: &Files, id: &str) -> Result<Vec<Record>, SysError> {
+    Ok(decode(&files.read(&path(id))?.unwrap_or_default()))
+}
+
+/// The ids of all transactions, oldest first.
+pub fn ids(files: &Files) -> Vec<String> {
+    let paths = files.list(Path::new(STATE)).into_iter();
+    paths
+        .filter_map(|path| Some(path.file_name()?.to_str()?.strip_suffix(".journal")?.to_owned()))
+        .collect()
+}
+
+/// Whether these are the records of a transaction that began and did not end.
+pub fn is_open(records: &[Record]) -> bool {
+    let began = matches!(records.first(), Some(Record::Begin { .. }));
+    began && !records.iter().any(|record| matches!(record, Record::Closed { .. }))
+}
+
 /// The newest transaction that did not end, with its records.
 pub fn find_open(files: &Files) -> Result<Option<(String, Vec<Record>)>, SysError> {
-    for path in files.list(Path::new(STATE)).into_iter().rev() {
-        let Some(id) = path.file_name().and_then(|n| n.to_str()?.strip_suffix(".journal")) else {
-            continue;
-        };
-        let records = decode(&files.read(&path)?.unwrap_or_default());
-        let began = matches!(records.first(), Some(Record::Begin { .. }));
-        let ended = matches!(records.last(), Some(Record::Closed { .. }));
-        if began && !ended {
-            return Ok(Some((id.to_owned(), records)));
+    for id in ids(files).into_iter().rev() {
+        let records = read(files, &id)?;
+        if is_open(&records) {
+            return Ok(Some((id, records)));
         }
     }
     Ok(None)

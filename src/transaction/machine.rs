@@ -1,6 +1,8 @@
 //! What the executor needs of a host: a trait, so that a test can fail any step of it.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
@@ -9,7 +11,7 @@ use crate::plan::Expectation;
 use crate::sys::process::Process;
 use crate::sys::systemd::Systemd;
 use crate::sys::units::Unit;
-use crate::sys::{Files, Result, SysError};
+use crate::sys::{Command, Files, Result, SysError, boot_id, sockets, transient};
 use crate::verify::{self, Fault};
 
 /// systemd, files and proof, as the executor uses them.
@@ -36,6 +38,29 @@ pub trait Machine {
     fn await_listeners(&self, expect: &Expectation, limit: Duration) -> Result<()>;
     /// Proves an expectation: faults, and notes.
     fn prove(&self, expect: &Expectation) -> std::result::Result<(Vec<Fault>, Vec<String>), Error>;
+    /// Speaks to endpoints that any sshd holds: a key exchange with a host key of this host.
+    fn greet(
+        &self,
+        endpoints: &[SocketAddr],
+        before: &Observed,
+    ) -> std::result::Result<Vec<Fault>, Error>;
+    /// Makes sure that a program runs.
+    fn runs(&self, program: &Path) -> Result<()>;
+    /// Starts an sshd of harden's own with some arguments, as a transient unit, or finds it
+    /// running; it holds all the endpoints when this returns.
+    fn listen(&self, unit: &str, args: &[String], at: &[SocketAddr]) -> Result<Process>;
+    /// Ends such an sshd where it runs; its sessions live on.
+    fn silence(&self, unit: &str) -> Result<()>;
+    /// Arms a timer that runs a command after some time, whatever becomes of this process.
+    fn arm(&self, name: &str, command: &[String], after: Duration) -> Result<()>;
+    /// Whether that timer is armed.
+    fn is_armed(&self, name: &str) -> Result<bool>;
+    /// Disarms it.
+    fn disarm(&self, name: &str) -> Result<()>;
+    /// Asks for a job without waiting for it.
+    fn enqueue(&self, method: &'static str, unit: &str) -> Result<()>;
+    /// What this boot is called.
+    fn boot(&self) -> String;
     /// Looks at the whole host again.
     fn observe(&self) -> std::result::Result<Observed, Error>;
 }
@@ -44,6 +69,7 @@ pub trait Machine {
 #[derive(Debug)]
 pub struct RealMachine {
     files: Files,
+    connect: fn() -> Result<Systemd>,
     systemd: RefCell<Systemd>,
 }
 
@@ -51,11 +77,27 @@ pub struct RealMachine {
 const JOB: Duration = Duration::from_secs(90);
 /// How long after a start listeners may take to appear.
 const LISTENERS: Duration = Duration::from_secs(10);
+/// sshd's privilege separation folder. ssh.service takes it away when it stops (Debian 11, 12), and
+/// so does each connection of ssh.socket that ends (Debian 11); an sshd that serves meanwhile needs
+/// it for every connection.
+const PRIVSEP: &str = "/run/sshd";
 
 impl RealMachine {
-    /// Uses a connection to systemd.
-    pub fn new(systemd: Systemd) -> Self {
-        Self { files: Files::at("/"), systemd: RefCell::new(systemd) }
+    /// Uses systemd over the connection that `connect` makes, now and whenever it has to be made
+    /// anew.
+    ///
+    /// # Errors
+    /// Those of `connect`.
+    pub fn new(connect: fn() -> Result<Systemd>) -> Result<Self> {
+        let systemd = RefCell::new(connect()?);
+        Ok(Self { files: Files::at("/"), connect, systemd })
+    }
+
+    /// Keeps what the bridges need while this process lives.
+    pub fn keep_bridges(&self) {
+        if let Err(error) = self.files.keep_folder(Path::new(PRIVSEP)) {
+            tracing::warn!(%error, "the bridges may miss it");
+        }
     }
 
     /// Looks at the host, with an answer of sshd's that was asked for earlier.
@@ -63,23 +105,68 @@ impl RealMachine {
     /// # Errors
     /// As [`observe::observe`].
     pub fn observe_with(&self, ahead: Ahead) -> std::result::Result<Observed, Error> {
-        observe::observe(&self.files, &self.systemd.borrow(), ahead)
+        match observe::observe(&self.files, &self.systemd.borrow(), ahead) {
+            Err(Error::System(error)) if error.is_silence() => {}
+            other => return other,
+        }
+        self.reconnect()?;
+        observe::observe(&self.files, &self.systemd.borrow(), Ahead::ask())
+    }
+
+    /// Starts a transient service that does the rest of a transaction.
+    ///
+    /// # Errors
+    /// Where systemd does not start it.
+    pub fn start_worker(&self, unit: &str, command: &[String]) -> Result<()> {
+        let result = self.with(|systemd| transient::start_worker(systemd, unit, command))?;
+        job_result("start", unit, &result)
+    }
+
+    /// Kills a unit's main process.
+    ///
+    /// # Errors
+    /// Where systemd cannot.
+    pub fn kill(&self, unit: &str) -> Result<()> {
+        self.with(|systemd| systemd.kill(unit, nix::sys::signal::Signal::SIGKILL as i32))
     }
 
     /// Runs `ask`; a connection that gave no answer is left to itself and replaced, so that a job
-    /// that never ends cannot hold up the way back.
+    /// that never ends cannot hold up the way back. Where the connection broke (systemd executed
+    /// itself anew, the bus restarted), the question is put again: its answer is not known.
     fn with<T>(&self, ask: impl Fn(&Systemd) -> Result<T>) -> Result<T> {
         let answer = ask(&self.systemd.borrow());
         let Err(error) = &answer else { return answer };
         if !error.is_silence() {
             return answer;
         }
-        let fresh = Systemd::connect()?;
-        let gone = error.answer == crate::sys::systemd::GONE;
-        let answer = if gone { ask(&fresh) } else { answer };
-        self.systemd.replace(fresh);
-        answer
+        self.reconnect()?;
+        if error.answer == crate::sys::systemd::GONE { ask(&self.systemd.borrow()) } else { answer }
     }
+
+    /// Systemd may take a moment to come back.
+    fn reconnect(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match (self.connect)() {
+                Ok(systemd) => {
+                    self.systemd.replace(systemd);
+                    return Ok(());
+                }
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+}
+
+fn job_result(verb: &str, unit: &str, result: &str) -> Result<()> {
+    if result == "done" {
+        return Ok(());
+    }
+    Err(SysError::new(
+        format!("{verb} {unit} failed"),
+        format!("systemd's job ended as `{result}`; see journalctl -u {unit}"),
+    ))
 }
 
 impl Machine for RealMachine {
@@ -89,14 +176,7 @@ impl Machine for RealMachine {
 
     fn job(&self, method: &'static str, unit: &str, limit: Duration) -> Result<()> {
         let result = self.with(|systemd| systemd.job(method, unit, limit.min(JOB)))?;
-        if result == "done" {
-            return Ok(());
-        }
-        let what = format!("{} {unit} failed", method.trim_end_matches("Unit").to_lowercase());
-        Err(SysError::new(
-            what,
-            format!("systemd's job ended as `{result}`; see journalctl -u {unit}"),
-        ))
+        job_result(&method.trim_end_matches("Unit").to_lowercase(), unit, &result)
     }
 
     fn unit(&self, name: &str) -> Result<Unit> {
@@ -152,6 +232,89 @@ impl Machine for RealMachine {
             }
             std::thread::sleep(pause);
         }
+    }
+
+    fn runs(&self, program: &Path) -> Result<()> {
+        let ran = Command::new(program).arg("--version").run()?;
+        if ran.status == 0 {
+            return Ok(());
+        }
+        Err(SysError::new(format!("cannot run {}", program.display()), ran.stderr.trim()))
+    }
+
+    fn greet(
+        &self,
+        endpoints: &[SocketAddr],
+        before: &Observed,
+    ) -> std::result::Result<Vec<Fault>, Error> {
+        let expect = Expectation { endpoints: endpoints.to_vec(), ..Expectation::default() };
+        let (faults, notes) = verify::answers(&self.files, &expect, before)?;
+        for note in notes {
+            tracing::warn!("{note}");
+        }
+        Ok(faults)
+    }
+
+    fn listen(&self, unit: &str, args: &[String], at: &[SocketAddr]) -> Result<Process> {
+        let what = format!("{unit} does not listen");
+        if !self.unit(unit)?.is_active() {
+            let sshd = observe::sshd_program().ok_or_else(|| SysError::new(&what, "no sshd"))?;
+            let mut command = vec![sshd.display().to_string()];
+            command.extend(args.iter().cloned());
+            let result = self.with(|systemd| transient::start_sshd(systemd, unit, &command))?;
+            job_result("start", unit, &result)?;
+        }
+        let deadline = Instant::now() + LISTENERS;
+        loop {
+            let now = self.unit(unit)?;
+            let held = sockets::held_by(now.main_pid)?;
+            if let Some(process) = Process::read(now.main_pid)
+                && at.iter().all(|endpoint| held.contains(endpoint))
+            {
+                return Ok(process);
+            }
+            if !now.is_active() {
+                return Err(SysError::new(what, format!("sshd ended; see journalctl -u {unit}")));
+            }
+            if Instant::now() > deadline {
+                let missing: Vec<String> =
+                    at.iter().filter(|at| !held.contains(at)).map(ToString::to_string).collect();
+                return Err(SysError::new(what, format!("nothing on {}", missing.join(", "))));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn silence(&self, unit: &str) -> Result<()> {
+        if self.unit(unit)?.active == "inactive" {
+            return Ok(());
+        }
+        self.job("StopUnit", unit, JOB)
+    }
+
+    fn arm(&self, name: &str, command: &[String], after: Duration) -> Result<()> {
+        let result = self.with(|systemd| transient::arm(systemd, name, command, after))?;
+        job_result("start", &format!("{name}.timer"), &result)
+    }
+
+    fn is_armed(&self, name: &str) -> Result<bool> {
+        self.with(|systemd| transient::is_armed(systemd, name))
+    }
+
+    fn disarm(&self, name: &str) -> Result<()> {
+        let timer = format!("{name}.timer");
+        if self.unit(&timer)?.active == "inactive" {
+            return Ok(());
+        }
+        self.job("StopUnit", &timer, JOB)
+    }
+
+    fn boot(&self) -> String {
+        boot_id()
+    }
+
+    fn enqueue(&self, method: &'static str, unit: &str) -> Result<()> {
+        self.with(|systemd| systemd.enqueue(method, unit))
     }
 
     fn prove(&self, expect: &Expectation) -> std::result::Result<(Vec<Fault>, Vec<String>), Error> {

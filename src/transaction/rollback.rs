@@ -2,38 +2,25 @@
 //!
 //! It goes by state, not by inverse of each step: stop what was started, put every path back, make
 //! systemd read it, start what ran. So it can be begun again from any point, any number of times.
+//! Meanwhile the bridges listen: the rescue on the old port until its owner comes back, the trial
+//! on the new one while the rescue makes room for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::journal::{Journal, Record};
-use super::machine::Machine;
-use super::{Outcome, Progress};
-use crate::observe::Observed;
-use crate::plan::Op;
-use crate::sys::{Image, Result};
+use super::journal::Record;
+use super::run::Run;
+use super::steps::forgive;
+use super::{Outcome, bridge, guard};
+use crate::error::Error;
+use crate::observe::{Observed, Owner};
+use crate::plan::{Bridge, Op, Role, held};
+use crate::sys::{Files, Image, Result};
 
 const JOB: Duration = Duration::from_secs(90);
-
-/// What is at the paths that a step may change, folders first.
-pub(super) fn images(
-    machine: &dyn Machine,
-    observed: &Observed,
-    op: &Op,
-) -> Result<Vec<(PathBuf, Image)>> {
-    let paths: Vec<PathBuf> = match op {
-        Op::Put { path, .. } => vec![path.clone()],
-        Op::Enable(_) | Op::Disable(_) | Op::Unmask(_) => {
-            // Disabling removes a folder of links that becomes empty, enabling makes it.
-            let folders: BTreeSet<PathBuf> =
-                observed.links.keys().filter_map(|link| Some(link.parent()?.to_owned())).collect();
-            folders.into_iter().chain(observed.links.keys().cloned()).collect()
-        }
-        _ => Vec::new(),
-    };
-    paths.into_iter().map(|path| Ok((path.clone(), machine.files().image(&path)?))).collect()
-}
+/// How long the old listeners may take to come back.
+const LISTENERS: Duration = Duration::from_secs(10);
 
 /// What has to be undone, worked out from the records alone. Pure.
 #[derive(Debug, Default, PartialEq)]
@@ -46,6 +33,16 @@ struct Undo {
     ended: bool,
     /// Paths and what was there, in the order in which to put them back.
     paths: Vec<(PathBuf, Image)>,
+    /// What was written to each path.
+    written: BTreeMap<PathBuf, Vec<Image>>,
+}
+
+/// What a transaction found at the paths that it changed, and what it wrote there.
+pub fn changed(records: &[Record]) -> (Vec<(PathBuf, Image)>, BTreeMap<PathBuf, Image>) {
+    let undo = undo(records);
+    let last =
+        |(path, images): (PathBuf, Vec<Image>)| Some((path, images.into_iter().next_back()?));
+    (undo.paths, undo.written.into_iter().filter_map(last).collect())
 }
 
 fn undo(records: &[Record]) -> Undo {
@@ -59,6 +56,9 @@ fn undo(records: &[Record]) -> Undo {
     let mut others = Vec::new();
     for (op, before) in begun {
         undo.units |= op.runs_unit().is_some();
+        if let Op::Put { path, image } = op {
+            undo.written.entry(path.clone()).or_default().push(image.clone());
+        }
         undo.ended |= matches!(op, Op::End(_));
         undo.unit_files |= matches!(op, Op::Enable(_) | Op::Disable(_) | Op::Unmask(_));
         for (path, image) in before {
@@ -80,92 +80,230 @@ fn undo(records: &[Record]) -> Undo {
     undo
 }
 
-/// Takes a transaction back and proves it.
-pub(super) fn run(
-    machine: &dyn Machine,
-    journal: &mut Journal,
-    records: &[Record],
-    cause: &str,
-    progress: &mut dyn Progress,
-) -> Outcome {
-    let cause = cause.to_owned();
-    let Some(Record::Begin { before, .. }) = records.first() else {
-        let left = vec!["the journal does not say what was there before".to_owned()];
-        return Outcome::NeedsOperator { cause, left };
-    };
-    progress.note(&format!("failed: {cause}"));
-    progress.note("rolling back");
-    // A journal on a full disk must not stop the way back.
-    let mut left = Vec::new();
-    if let Err(error) = journal.write(&Record::Rollback { cause: cause.clone() }) {
-        tracing::warn!(%error, "the rollback is not in the journal");
-    }
-    let undo = undo(records);
-    left.extend(restore(machine, before, &undo));
-    match machine.observe() {
-        Ok(now) => {
-            let moved = before.differences(&now, undo.ended);
-            if moved.is_empty() {
-                left.clear();
-            } else {
-                left.extend(moved);
-            }
-        }
-        Err(error) => left.push(error.to_string()),
-    }
-    if !left.is_empty() {
-        return Outcome::NeedsOperator { cause, left };
-    }
-    match journal.write(&Record::Closed { outcome: "rolled-back".into() }) {
-        Ok(()) => Outcome::RolledBack { cause },
-        Err(error) => Outcome::NeedsOperator { cause, left: vec![error.to_string()] },
-    }
+/// Every path to put back, in order.
+pub(super) fn paths(records: &[Record]) -> Vec<(PathBuf, Image)> {
+    undo(records).paths
 }
 
-/// Puts everything back, going on past failures; returns them.
-fn restore(machine: &dyn Machine, before: &Observed, undo: &Undo) -> Vec<String> {
-    let mut failures = Vec::new();
-    let mut attempt = |result: Result<()>| {
-        if let Err(error) = result {
-            tracing::warn!(%error, "during the rollback");
+/// Takes a transaction back and proves it.
+pub(super) fn run(run: &mut Run, cause: &str) -> Outcome {
+    // A journal on a full disk must not stop the way back.
+    if !run.has(|record| matches!(record, Record::Rollback { .. })) {
+        run.record_if_possible(Record::Rollback { cause: cause.to_owned() });
+    }
+    run.note(&format!("taking everything back: {cause}"));
+    let undo = undo(run.records());
+    let mut way = Way { run, failures: Vec::new(), kept: BTreeSet::new() };
+    way.restore(&undo);
+    let (failures, kept) = (way.failures, way.kept);
+    let left = left(run, &undo, kept, failures);
+    if left.is_empty() {
+        match guard::close(run, "rolled-back", Some(cause)) {
+            Ok(()) => return Outcome::RolledBack { cause: cause.to_owned() },
+            Err(error) => return stuck(run, cause, vec![error.to_string()]),
+        }
+    }
+    stuck(run, cause, left)
+}
+
+/// What is not as it was; edits that somebody else made meanwhile are theirs, and are only told.
+fn left(
+    run: &mut Run,
+    undo: &Undo,
+    mut kept: BTreeSet<PathBuf>,
+    mut failures: Vec<String>,
+) -> Vec<String> {
+    let now = match run.machine.observe() {
+        Ok(now) => now,
+        Err(error) => {
             failures.push(error.to_string());
+            return failures;
         }
     };
-    let units = [&before.socket, &before.service];
-    if undo.units {
-        for unit in units.into_iter().filter(|unit| unit.exists()) {
-            let now = machine.unit(&unit.name);
-            if now.map_or(true, |now| now.active != "inactive" && now.active != "failed") {
-                attempt(machine.job("StopUnit", &unit.name, JOB));
-            }
-        }
+    let ours: BTreeSet<&PathBuf> = undo.paths.iter().map(|(path, _)| path).collect();
+    kept.extend(run.before.edited(&now).into_iter().filter(|path| !ours.contains(path)));
+    for path in &kept {
+        run.note(&format!("somebody else changed {}; their edit stays", path.display()));
     }
-    for (path, image) in &undo.paths {
-        attempt(put_back(machine, path, image));
+    let moved = run.before.differences_beside(&now, undo.ended, &kept);
+    if moved.is_empty() {
+        // What failed on the way did not matter.
+        return Vec::new();
     }
-    if undo.unit_files {
-        attempt(machine.reload());
-    }
-    if undo.units {
-        for unit in units.into_iter().filter(|unit| unit.is_active()) {
-            super::forgive(machine, &unit.name);
-            attempt(machine.job("StartUnit", &unit.name, JOB));
-        }
-    }
-    // A unit that was stopped half-way is "failed" where it was "inactive" before.
-    for unit in units.into_iter().filter(|unit| unit.exists() && unit.active == "inactive") {
-        super::forgive(machine, &unit.name);
-    }
-    // An orphaned sshd that was ended cannot come back; never leave the host without any.
-    if undo.ended && units.into_iter().all(|unit| !unit.is_active()) {
-        attempt(machine.job("StartUnit", &before.service.name, JOB));
-    }
+    failures.extend(moved);
     failures
 }
 
-/// A folder that was absent goes only when it is empty again.
-fn put_back(machine: &dyn Machine, path: &Path, image: &Image) -> Result<()> {
-    let files = machine.files();
+/// Nothing can be promised any more but a way in: the rescue listens wherever the old listeners
+/// should and do not.
+fn stuck(run: &mut Run, cause: &str, left: Vec<String>) -> Outcome {
+    if let Err(error) = listen_where_nobody_does(run) {
+        tracing::error!(%error, "no rescue listener");
+    }
+    tracing::error!("transaction {} could not be taken back: {}", run.id, left.join("; "));
+    tracing::error!(
+        "keep your session open; see `systemctl status ssh.service ssh.socket`, then run `harden \
+         rollback`"
+    );
+    run.record_if_possible(Record::Stuck { cause: cause.to_owned(), left: left.clone() });
+    Outcome::NeedsOperator { cause: cause.to_owned(), left }
+}
+
+fn listen_where_nobody_does(run: &mut Run) -> std::result::Result<(), Error> {
+    let now = held(&run.machine.observe()?);
+    let endpoints: Vec<_> = held(&run.before).into_iter().filter(|at| !now.contains(at)).collect();
+    if !endpoints.is_empty() {
+        bridge::listen(run, &Bridge { role: Role::Rescue, endpoints })?;
+        run.note("a rescue listener with the old configuration holds the old port");
+    }
+    Ok(())
+}
+
+/// The way back as it is gone: on past failures, which are kept.
+struct Way<'r, 'm> {
+    run: &'r mut Run<'m>,
+    failures: Vec<String>,
+    kept: BTreeSet<PathBuf>,
+}
+
+impl Way<'_, '_> {
+    fn attempt(&mut self, result: Result<()>) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "during the rollback");
+            self.failures.push(error.to_string());
+        }
+    }
+
+    /// Brings a bridge up; where that fails there is a gap, and nothing worse.
+    fn carry(&self, role: Role) {
+        let Some(bridge) = self.run.bridge(role) else { return };
+        if let Err(error) = bridge::listen(self.run, &bridge) {
+            tracing::warn!(%error, "no bridge during the rollback");
+        }
+    }
+
+    fn drop_bridge(&mut self, role: Role) {
+        let silenced = bridge::silence(self.run, role);
+        self.attempt(silenced);
+    }
+
+    fn restore(&mut self, undo: &Undo) {
+        let before = self.run.before.clone();
+        let units = undo.units && !self.still_runs(&before, undo.ended);
+        let apart = self.run.bridge(Role::Rescue).is_some();
+        if units && apart {
+            self.carry(Role::Rescue);
+        }
+        if units {
+            self.stop_units(&before);
+        }
+        if units && apart {
+            self.carry(Role::Trial);
+        }
+        for (path, image) in &undo.paths {
+            self.put_back(path, image, undo.written.get(path));
+        }
+        if undo.unit_files {
+            let reloaded = self.run.machine.reload();
+            self.attempt(reloaded);
+        }
+        if !apart {
+            self.drop_bridge(Role::Trial);
+        }
+        self.drop_bridge(Role::Rescue);
+        if units {
+            self.start_units(&before, undo.ended);
+            self.await_listeners(&before);
+            if let Err(error) = listen_where_nobody_does(self.run) {
+                tracing::error!(%error, "no rescue listener");
+            }
+        }
+        self.drop_bridge(Role::Trial);
+    }
+
+    /// The old owners have never let go; or, after a reboot, the old state is back already.
+    fn still_runs(&self, before: &Observed, ended: bool) -> bool {
+        let Ok(now) = self.run.machine.observe() else { return false };
+        let same_run = now.service.main_pid == before.service.main_pid
+            && now.service.active == before.service.active
+            && now.socket.active == before.socket.active
+            && held(&now) == held(before);
+        same_run || (!now.stale && before.differences(&now, ended).is_empty())
+    }
+
+    fn stop_units(&mut self, before: &Observed) {
+        for unit in [&before.socket, &before.service].into_iter().filter(|unit| unit.exists()) {
+            let now = self.run.machine.unit(&unit.name);
+            if now.map_or(true, |now| now.active != "inactive" && now.active != "failed") {
+                let stopped = self.run.machine.job("StopUnit", &unit.name, JOB);
+                self.attempt(stopped);
+            }
+        }
+        self.end_orphans(before);
+    }
+
+    /// An sshd that ssh.service left behind meanwhile was not there before.
+    fn end_orphans(&mut self, before: &Observed) {
+        let Ok(now) = self.run.machine.observe() else { return };
+        for listener in now.listeners.iter().filter(|listener| listener.ssh) {
+            let Owner::Process(process) = &listener.owner else { continue };
+            let known = before.listeners.iter().any(|listener| match &listener.owner {
+                Owner::Process(other) => other.is(process),
+                _ => false,
+            });
+            if process.unit == before.service.name && !known {
+                let ended = self.run.machine.end(process);
+                self.attempt(ended);
+            }
+        }
+    }
+
+    fn put_back(&mut self, path: &Path, image: &Image, written: Option<&Vec<Image>>) {
+        let files = self.run.machine.files();
+        if let (Some(written), Ok(now)) = (written, files.image(path))
+            && !now.is_like(image)
+            && !written.iter().any(|written| now.is_like(written))
+        {
+            self.kept.insert(path.to_owned());
+            return;
+        }
+        let done = put_back(files, path, image);
+        self.attempt(done);
+    }
+
+    fn start_units(&mut self, before: &Observed, ended: bool) {
+        let machine = self.run.machine;
+        let units = [&before.socket, &before.service];
+        for unit in units.into_iter().filter(|unit| unit.is_active()) {
+            forgive(machine, &unit.name);
+            self.attempt(machine.job("StartUnit", &unit.name, JOB));
+        }
+        // A unit that was stopped half-way is "failed" where it was "inactive" before.
+        for unit in units.into_iter().filter(|unit| unit.exists() && unit.active == "inactive") {
+            forgive(machine, &unit.name);
+        }
+        // An orphaned sshd that was ended cannot come back; never leave the host without any.
+        if ended && units.into_iter().all(|unit| !unit.is_active()) {
+            self.attempt(machine.job("StartUnit", &before.service.name, JOB));
+        }
+    }
+
+    /// A started unit may take a moment to listen.
+    fn await_listeners(&self, before: &Observed) {
+        let wanted = held(before);
+        let deadline = Instant::now() + LISTENERS;
+        while Instant::now() < deadline {
+            let now = self.run.machine.observe();
+            if now.is_ok_and(|now| wanted.iter().all(|at| held(&now).contains(at))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Puts one path back. A folder that was absent goes only when it is empty again.
+pub(super) fn put_back(files: &Files, path: &Path, image: &Image) -> Result<()> {
     let now = files.image(path)?;
     if now == *image {
         return Ok(());

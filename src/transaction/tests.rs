@@ -1,53 +1,191 @@
-//! A fake host that fails at any chosen operation: whatever fails, the files come back.
+//! A model of a host, on which a transaction fails, dies or loses power at every single operation:
+//! afterwards the state is the old one or the new one, whole, and at no instant nobody listened.
 #![allow(clippy::disallowed_methods)]
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::decision::Verdict;
+use super::journal::{Journal, Record, Terms};
+use super::machine::Machine;
 use super::*;
-use crate::plan::Expectation;
+use crate::error::Error;
+use crate::observe::{Listener, Observed, Owner, Verdict as Effect};
+use crate::plan::{Expectation, Plan, Role, plan};
+use crate::spec::Confirm;
+use crate::sshd::{ConfigFile, ConfigTree, Effective};
+use crate::sys::files::Meta;
 use crate::sys::process::Process;
 use crate::sys::units::Unit;
-use crate::sys::{Image, Result as SysResult, files::Meta};
+use crate::sys::{Files, Image, Result, SysError};
+use crate::verify::{self, Fault};
 
-/// A host in a temporary folder with two units, which fails its n-th operation.
+const CONFIG: &str = "/etc/ssh/sshd_config";
+const WANTS: &str = "/etc/systemd/system/multi-user.target.wants/ssh.service";
+const SOCKETS: &str = "/etc/systemd/system/sockets.target.wants/ssh.socket";
+const SERVICE: &str = "ssh.service";
+const SOCKET: &str = "ssh.socket";
+
+/// What befalls the n-th operation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault_ {
+    /// It fails and does nothing.
+    Fails,
+    /// It fails, and has done its work all the same.
+    FailsLate,
+    /// The process dies before it.
+    DiesBefore,
+    /// The process dies after it.
+    DiesAfter,
+}
+
+/// The process is dead; thrown through everything.
+struct Dead;
+
+#[derive(Default)]
+struct Host {
+    /// Running units, with the ports on which they listen.
+    active: BTreeMap<String, Vec<u16>>,
+    /// When each of the two units was started last, as a main process id.
+    pids: BTreeMap<String, u32>,
+    armed: bool,
+    boots: u32,
+    /// Operations at which nobody listened.
+    deaf: Vec<String>,
+}
+
 struct Fake {
     files: Files,
-    active: RefCell<BTreeMap<String, bool>>,
+    host: RefCell<Host>,
     operations: Cell<usize>,
-    fail_at: Option<usize>,
+    fault: Cell<Option<(usize, Fault_)>>,
     log: RefCell<Vec<String>>,
 }
 
-const LINK: &str = "/etc/systemd/system/multi-user.target.wants/ssh.service";
-
 impl Fake {
-    fn new(root: &Path, fail_at: Option<usize>) -> Self {
-        for folder in ["etc/ssh", "etc/systemd/system", "run", "var/lib"] {
+    /// ssh.socket holds port 22, somebody has logged in, so ssh.service runs too.
+    fn new(root: &Path) -> Self {
+        for folder in ["etc/ssh", "etc/systemd/system/sockets.target.wants", "usr/local/lib"] {
             std::fs::create_dir_all(root.join(folder)).unwrap();
         }
-        std::fs::write(root.join("etc/ssh/sshd_config"), "Port 22\n").unwrap();
-        Self {
+        for folder in ["run", "var/lib"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        let fake = Self {
             files: Files::at(root),
-            active: RefCell::new(BTreeMap::from([
-                ("ssh.socket".into(), true),
-                ("ssh.service".into(), false),
-            ])),
+            host: RefCell::default(),
             operations: Cell::new(0),
-            fail_at,
+            fault: Cell::new(None),
             log: RefCell::default(),
+        };
+        std::fs::write(root.join("etc/ssh/sshd_config"), "PermitRootLogin no\n").unwrap();
+        fake.files.put(Path::new(SOCKETS), &link(SOCKET)).unwrap();
+        fake.start(SOCKET);
+        fake.start(SERVICE);
+        fake
+    }
+
+    /// The port that sshd_config says.
+    fn configured(&self) -> u16 {
+        let text = self.files.read(Path::new(CONFIG)).unwrap().unwrap_or_default();
+        let text = String::from_utf8(text).unwrap();
+        let port = text.lines().find_map(|line| line.strip_prefix("Port "));
+        port.map_or(22, |port| port.parse().unwrap())
+    }
+
+    fn start(&self, unit: &str) {
+        let ports = match unit {
+            SOCKET => vec![22],
+            // An sshd that the socket started has no port of its own.
+            SERVICE if self.host.borrow().active.contains_key(SOCKET) => vec![],
+            _ => vec![self.configured()],
+        };
+        let mut host = self.host.borrow_mut();
+        if !host.active.contains_key(unit) {
+            let pid = host.pids.values().max().copied().unwrap_or(100) + 1;
+            host.pids.insert(unit.to_owned(), pid);
+            host.active.insert(unit.to_owned(), ports);
         }
     }
 
-    fn operation(&self, what: String) -> SysResult<()> {
-        self.log.borrow_mut().push(what.clone());
-        self.operations.set(self.operations.get() + 1);
-        if Some(self.operations.get()) == self.fail_at {
-            return Err(SysError::new(what, "failed on purpose"));
-        }
-        Ok(())
+    fn stop(&self, unit: &str) {
+        self.host.borrow_mut().active.remove(unit);
     }
+
+    /// One operation: it may be the one that a fault befalls.
+    fn operation<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.log.borrow_mut().push(what.to_owned());
+        self.operations.set(self.operations.get() + 1);
+        let fault = self.fault.get().filter(|(at, _)| *at == self.operations.get());
+        let failed = || Err(SysError::new(what, "failed on purpose"));
+        let done = match fault.map(|(_, fault)| fault) {
+            None => work(),
+            Some(Fault_::Fails) => failed(),
+            Some(Fault_::FailsLate) => work().and_then(|_| failed()),
+            Some(Fault_::DiesBefore) => panic_any(Dead),
+            Some(Fault_::DiesAfter) => {
+                let _ = work();
+                self.listen_in(what);
+                panic_any(Dead)
+            }
+        };
+        self.listen_in(what);
+        done
+    }
+
+    /// Somebody listens at every instant between two operations.
+    fn listen_in(&self, what: &str) {
+        let mut host = self.host.borrow_mut();
+        if host.active.values().all(Vec::is_empty) {
+            host.deaf.push(what.to_owned());
+        }
+    }
+
+    /// The power is cut, and comes back; recovery runs before sshd if it was installed.
+    fn reboot(&self, id: &str) {
+        self.fault.set(None);
+        {
+            let mut host = self.host.borrow_mut();
+            host.active.clear();
+            host.armed = false;
+            host.boots += 1;
+        }
+        std::fs::remove_dir_all(self.files.real(Path::new("/run/harden"))).unwrap_or_default();
+        let recovery =
+            Path::new("/usr/local/lib/systemd/system/sysinit.target.wants").join(guard::RECOVERY);
+        if self.files.exists(&recovery) {
+            worker::recover(self, id).unwrap();
+        }
+        for (path, unit) in [(SOCKETS, SOCKET), (WANTS, SERVICE)] {
+            if self.files.exists(Path::new(path)) {
+                self.start(unit);
+            }
+        }
+        // A login starts it.
+        if self.host.borrow().active.contains_key(SOCKET) {
+            self.start(SERVICE);
+        }
+        self.host.borrow_mut().deaf.clear();
+    }
+
+    /// Everything that is the state: files, units, who listens where.
+    fn state(&self) -> (BTreeMap<String, Image>, BTreeMap<String, Vec<u16>>) {
+        let mut files = tree(&self.files, "/etc");
+        files.extend(tree(&self.files, "/usr"));
+        (files, self.host.borrow().active.clone())
+    }
+}
+
+fn link(unit: &str) -> Image {
+    Image::Symlink { target: Path::new("/lib/systemd/system").join(unit) }
+}
+
+fn file(path: &str, text: String) -> ConfigFile {
+    ConfigFile { path: path.into(), real: path.into(), text, meta: Meta::of_this_process(0o644) }
 }
 
 impl Machine for Fake {
@@ -55,103 +193,185 @@ impl Machine for Fake {
         &self.files
     }
 
-    fn job(&self, method: &'static str, unit: &str, _: Duration) -> SysResult<()> {
-        self.operation(format!("{method} {unit}"))?;
-        self.active.borrow_mut().insert(unit.into(), method != "StopUnit");
-        Ok(())
+    fn job(&self, method: &'static str, unit: &str, _: Duration) -> Result<()> {
+        self.operation(&format!("{method} {unit}"), || {
+            if method != "StartUnit" {
+                self.stop(unit);
+            }
+            if method != "StopUnit" {
+                self.start(unit);
+            }
+            Ok(())
+        })
     }
 
-    fn unit(&self, name: &str) -> SysResult<Unit> {
-        let active = self.active.borrow().get(name).copied().unwrap_or_default();
+    fn unit(&self, name: &str) -> Result<Unit> {
+        let host = self.host.borrow();
+        let active = host.active.contains_key(name);
+        let enabled = match name {
+            SERVICE => self.files.exists(Path::new(WANTS)),
+            _ => self.files.exists(Path::new(SOCKETS)),
+        };
         Ok(Unit {
             name: name.into(),
             load: "loaded".into(),
             active: if active { "active" } else { "inactive" }.into(),
+            file: if enabled { "enabled" } else { "disabled" }.into(),
+            main_pid: host.pids.get(name).copied().filter(|_| active).unwrap_or_default(),
+            listen: if name == SOCKET { vec!["0.0.0.0:22".into()] } else { vec![] },
             ..Unit::default()
         })
     }
 
-    fn enable(&self, unit: &str) -> SysResult<()> {
-        self.files.create_folders(Path::new(LINK).parent().unwrap(), 0o755)?;
-        self.files.put(Path::new(LINK), &Image::Symlink { target: "/x".into() })?;
-        self.operation(format!("enable {unit}"))
+    fn enable(&self, unit: &str) -> Result<()> {
+        self.operation(&format!("enable {unit}"), || {
+            self.files.create_folders(Path::new(WANTS).parent().unwrap(), 0o755)?;
+            self.files.put(Path::new(WANTS), &link(SERVICE))
+        })
     }
 
-    fn disable(&self, unit: &str) -> SysResult<()> {
-        self.operation(format!("disable {unit}"))
+    fn disable(&self, unit: &str) -> Result<()> {
+        self.operation(&format!("disable {unit}"), || {
+            self.files.put(Path::new(SOCKETS), &Image::Absent)?;
+            self.files.put(Path::new(SOCKETS).parent().unwrap(), &Image::Absent)
+        })
     }
 
-    fn unmask(&self, unit: &str) -> SysResult<()> {
-        self.operation(format!("unmask {unit}"))
+    fn unmask(&self, unit: &str) -> Result<()> {
+        self.operation(&format!("unmask {unit}"), || Ok(()))
     }
 
-    fn reload(&self) -> SysResult<()> {
-        self.operation("reload".into())
+    fn reload(&self) -> Result<()> {
+        self.operation("reload", || Ok(()))
     }
 
-    fn reset_failed(&self, unit: &str) -> SysResult<()> {
-        // Failing here is forgiven, so it is no operation of its own.
-        self.log.borrow_mut().push(format!("reset {unit}"));
+    fn reset_failed(&self, _: &str) -> Result<()> {
         Ok(())
     }
 
-    fn end(&self, process: &Process) -> SysResult<()> {
-        self.operation(format!("end {}", process.pid))
+    fn end(&self, process: &Process) -> Result<()> {
+        self.operation(&format!("end {}", process.pid), || Ok(()))
     }
 
-    fn await_listeners(&self, _: &Expectation, _: Duration) -> SysResult<()> {
-        self.operation("await".into())
+    fn await_listeners(&self, expect: &Expectation, _: Duration) -> Result<()> {
+        self.operation("await", || {
+            let missing = verify::missing(expect, &self.observe().unwrap());
+            let missing = missing.first().map(|fault| SysError::new("await", fault));
+            missing.map_or(Ok(()), Err)
+        })
     }
 
-    fn prove(
-        &self,
-        _: &Expectation,
-    ) -> std::result::Result<(Vec<Fault>, Vec<String>), crate::error::Error> {
-        self.operation("prove".into())?;
-        Ok((Vec::new(), Vec::new()))
+    fn prove(&self, expect: &Expectation) -> std::result::Result<(Vec<Fault>, Vec<String>), Error> {
+        self.operation("prove", || Ok(()))?;
+        Ok((verify::state(expect, &self.observe()?), Vec::new()))
     }
 
-    fn observe(&self) -> std::result::Result<Observed, crate::error::Error> {
-        let target = match self.files.image(Path::new(LINK))? {
-            Image::Symlink { target } => Some(target),
+    fn greet(&self, _: &[SocketAddr], _: &Observed) -> std::result::Result<Vec<Fault>, Error> {
+        self.operation("greet", || Ok(()))?;
+        Ok(Vec::new())
+    }
+
+    fn runs(&self, _: &Path) -> Result<()> {
+        Ok(())
+    }
+
+    fn listen(&self, unit: &str, _: &[String], at: &[SocketAddr]) -> Result<Process> {
+        self.operation(&format!("listen {unit}"), || {
+            let ports: Vec<u16> = at.iter().map(SocketAddr::port).collect();
+            let mut host = self.host.borrow_mut();
+            let taken = host
+                .active
+                .iter()
+                .find(|(name, held)| *name != unit && held.iter().any(|port| ports.contains(port)));
+            if let Some((name, _)) = taken {
+                return Err(SysError::new(unit, format!("{name} holds the port")));
+            }
+            host.active.insert(unit.into(), ports);
+            Ok(this_process())
+        })
+    }
+
+    fn silence(&self, unit: &str) -> Result<()> {
+        if !self.host.borrow().active.contains_key(unit) {
+            return Ok(());
+        }
+        self.operation(&format!("silence {unit}"), || {
+            self.stop(unit);
+            Ok(())
+        })
+    }
+
+    fn arm(&self, name: &str, _: &[String], _: Duration) -> Result<()> {
+        self.operation(&format!("arm {name}"), || {
+            self.host.borrow_mut().armed = true;
+            Ok(())
+        })
+    }
+
+    fn is_armed(&self, _: &str) -> Result<bool> {
+        Ok(self.host.borrow().armed)
+    }
+
+    fn disarm(&self, name: &str) -> Result<()> {
+        self.operation(&format!("disarm {name}"), || {
+            self.host.borrow_mut().armed = false;
+            Ok(())
+        })
+    }
+
+    fn boot(&self) -> String {
+        self.host.borrow().boots.to_string()
+    }
+
+    fn enqueue(&self, method: &'static str, unit: &str) -> Result<()> {
+        let _ = (method, unit);
+        Ok(())
+    }
+
+    fn observe(&self) -> std::result::Result<Observed, Error> {
+        let text = String::from_utf8(self.files.read(Path::new(CONFIG))?.unwrap_or_default());
+        let config = ConfigTree {
+            main: CONFIG.into(),
+            files: vec![file(CONFIG, text.unwrap())],
+            includes: BTreeMap::new(),
+        };
+        let target = |path: &str| match self.files.image(Path::new(path)) {
+            Ok(Image::Symlink { target }) => Some(target),
             _ => None,
         };
+        let paths = [WANTS, SOCKETS].map(|path| (PathBuf::from(path), target(path)));
+        let listener = |(name, port): (String, u16)| {
+            let owner = match name.as_str() {
+                SERVICE | SOCKET => Owner::Unit(name),
+                _ => Owner::Process(Process { unit: name, ..this_process() }),
+            };
+            Listener { address: [0, 0, 0, 0].into(), port, v6only: true, owner, ssh: true }
+        };
+        let host = self.host.borrow();
+        let ports = host
+            .active
+            .iter()
+            .flat_map(|(name, ports)| ports.iter().map(move |port| (name.clone(), *port)));
+        let listeners = ports.map(listener).collect();
+        drop(host);
+        let effective = format!("listenaddress 0.0.0.0:{}\n", self.configured());
         Ok(Observed {
-            service: self.unit("ssh.service")?,
-            socket: self.unit("ssh.socket")?,
-            links: BTreeMap::from([(LINK.into(), target)]),
+            config,
+            effective: Effect::Valid(Effective::parse(&effective)),
+            service: self.unit(SERVICE)?,
+            socket: self.unit(SOCKET)?,
+            links: BTreeMap::from(paths),
+            listeners,
             ..Observed::default()
         })
     }
 }
 
-struct Quiet;
-
-impl Progress for Quiet {
-    fn step(&mut self, _: usize, _: usize, _: &Step) {}
-    fn note(&mut self, _: &str) {}
+fn this_process() -> Process {
+    Process::read(std::process::id()).unwrap()
 }
 
-fn a_plan() -> Plan {
-    let file = |text: &str| Image::File { content: text.into(), meta: Meta::root(0o644) };
-    let put = |path: &str, image| Op::Put { path: path.into(), image };
-    let ops = [
-        put("/etc/ssh/sshd_config", file("Port 2222\n")),
-        put("/etc/ssh/new.conf", file("Banner none\n")),
-        Op::Stop("ssh.socket".into()),
-        put("/etc/systemd/system/d", Image::Directory { meta: Meta::root(0o755) }),
-        put("/etc/systemd/system/d/x.conf", file("[Socket]\n")),
-        Op::Disable("ssh.socket".into()),
-        Op::Enable("ssh.service".into()),
-        Op::Reload,
-        Op::Start("ssh.service".into()),
-        Op::AwaitListeners,
-    ];
-    let steps = ops.into_iter().map(|op| Step { op, why: String::new() }).collect();
-    Plan { steps, ..Plan::default() }
-}
-
-/// Every path below /etc with its image.
+/// Every path below a folder with its image.
 fn tree(files: &Files, folder: &str) -> BTreeMap<String, Image> {
     let mut all = BTreeMap::new();
     for path in files.list(Path::new(folder)) {
@@ -165,143 +385,287 @@ fn tree(files: &Files, folder: &str) -> BTreeMap<String, Image> {
     all
 }
 
-fn running(fake: &Fake) -> Vec<String> {
-    let active = fake.active.borrow();
-    active.iter().filter(|(_, active)| **active).map(|(name, _)| name.clone()).collect()
+fn a_plan(observed: &Observed, port: u16) -> Plan {
+    let text = format!("version: 1\nssh: {{port: {port}, socket: disabled}}\n");
+    let spec = crate::spec::parse("spec.yaml", text.as_bytes()).unwrap();
+    plan(&spec, observed).unwrap()
 }
 
-fn apply_on(fake: &Fake) -> Outcome {
-    let lock = Lock::take(fake.files()).unwrap();
+/// Writes the journal of a transaction that nobody has begun to work on.
+fn begin(fake: &Fake, port: u16, confirm: Confirm) -> String {
     let observed = fake.observe().unwrap();
-    apply(fake, &lock, &observed, &a_plan(), Duration::from_secs(60), &mut Quiet).unwrap().1
-}
-
-#[test]
-fn a_plan_that_works_is_applied() {
-    let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::new(folder.path(), None);
-    assert_eq!(apply_on(&fake), Outcome::Applied { notes: vec![] });
-    assert_eq!(running(&fake), ["ssh.service"]);
-    assert!(journal::find_open(fake.files()).unwrap().is_none());
-}
-
-#[test]
-fn whatever_operation_fails_the_state_from_before_comes_back() {
-    let total = {
-        let folder = tempfile::tempdir().unwrap();
-        let fake = Fake::new(folder.path(), None);
-        apply_on(&fake);
-        fake.operations.get()
+    let plan = a_plan(&observed, port);
+    let terms = Terms {
+        trial: plan.trial.clone(),
+        candidate: plan.candidate.clone(),
+        options: plan.options.clone(),
+        confirm,
+        limit: 60,
+        login: Vec::new(),
+        changes: Vec::new(),
+        spec: "spec.yaml".into(),
+        undoes: None,
     };
-    assert!(total >= 7, "the plan has to reach every operation");
-    for fail_at in 1..=total {
-        let folder = tempfile::tempdir().unwrap();
-        let fake = Fake::new(folder.path(), Some(fail_at));
-        let before = tree(fake.files(), "/etc");
-        let outcome = apply_on(&fake);
-        assert!(matches!(outcome, Outcome::RolledBack { .. }), "{fail_at}: {outcome:?}");
-        assert_eq!(tree(fake.files(), "/etc"), before, "operation {fail_at}");
-        assert_eq!(running(&fake), ["ssh.socket"], "operation {fail_at}: {:?}", fake.log.borrow());
-    }
-}
-
-#[test]
-fn a_run_that_died_is_taken_back_by_the_next_one() {
-    for dead_after in 0..10 {
-        let folder = tempfile::tempdir().unwrap();
-        let fake = Fake::new(folder.path(), None);
-        let before = tree(fake.files(), "/etc");
-        die_after(&fake, dead_after);
-        let lock = Lock::take(fake.files()).unwrap();
-        let (_, outcome) = resolve_open(&fake, &lock, &mut Quiet).unwrap().unwrap();
-        assert!(matches!(outcome, Outcome::RolledBack { .. }), "{dead_after}: {outcome:?}");
-        assert_eq!(tree(fake.files(), "/etc"), before, "died after {dead_after}");
-        assert_eq!(running(&fake), ["ssh.socket"]);
-        assert!(resolve_open(&fake, &lock, &mut Quiet).unwrap().is_none());
-    }
-}
-
-/// What a process leaves that is killed between a step's record and its end.
-fn die_after(fake: &Fake, steps: usize) {
-    let plan = a_plan();
-    let observed = fake.observe().unwrap();
     let begin = Record::Begin {
         format: journal::FORMAT,
-        steps: plan.steps.clone(),
-        expect: plan.expect.clone(),
-        before: Box::new(observed.clone()),
+        steps: plan.steps,
+        expect: plan.expect,
+        before: Box::new(observed),
+        terms: Some(Box::new(terms)),
     };
-    let mut journal = Journal::create(fake.files(), &begin).unwrap();
-    for (index, step) in plan.steps.iter().enumerate().take(steps + 1) {
-        let before = rollback::images(fake, &observed, &step.op).unwrap();
-        journal.write(&Record::Step { index, op: step.op.clone(), before }).unwrap();
-        if index < steps {
-            execute(fake, &plan, &step.op, Duration::from_secs(1)).unwrap();
+    Journal::create(fake.files(), &begin).unwrap().id().to_owned()
+}
+
+/// Runs the worker; `None` where it died.
+fn work(fake: &Fake, id: &str) -> Option<std::result::Result<Outcome, Error>> {
+    catch_unwind(AssertUnwindSafe(|| worker::work(fake, id))).map_or_else(
+        |thrown| {
+            assert!(thrown.is::<Dead>(), "a real panic: {:?}", fake.log.borrow());
+            None
+        },
+        Some,
+    )
+}
+
+/// Only real panics are shown.
+fn quiet() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !info.payload().is::<Dead>() {
+            usual(info);
+        }
+    }));
+}
+
+/// What the state is before and after, and how many operations lie between.
+struct Ends {
+    old: (BTreeMap<String, Image>, BTreeMap<String, Vec<u16>>),
+    new: (BTreeMap<String, Image>, BTreeMap<String, Vec<u16>>),
+    operations: usize,
+}
+
+fn ends(port: u16) -> Ends {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::new(folder.path());
+    let old = fake.state();
+    let id = begin(&fake, port, Confirm::Probe);
+    assert_eq!(work(&fake, &id).unwrap().unwrap(), Outcome::Applied, "{:?}", fake.log.borrow());
+    assert_eq!(fake.host.borrow().active, BTreeMap::from([(SERVICE.into(), vec![port])]));
+    if port != 22 {
+        assert_eq!(fake.host.borrow().deaf, Vec::<String>::new());
+    }
+    Ends { old, new: fake.state(), operations: fake.operations.get() }
+}
+
+fn committed(fake: &Fake, id: &str) -> bool {
+    let decision = decision::read(fake.files(), id).unwrap();
+    decision.is_some_and(|decision| decision.verdict == Verdict::Commit)
+}
+
+/// The transaction is over: closed, nothing of it is left, the state is whole.
+fn assert_over(fake: &Fake, id: &str, ends: &Ends, new: bool, case: &str) {
+    let records = journal::read(fake.files(), id).unwrap();
+    assert!(!journal::is_open(&records), "{case}: open: {:?}", fake.log.borrow());
+    assert!(!fake.host.borrow().armed, "{case}: the guard is armed");
+    let wanted = if new { &ends.new } else { &ends.old };
+    assert_eq!(fake.state(), *wanted, "{case}: {:?}", fake.log.borrow());
+}
+
+#[test]
+fn whatever_fails_the_old_state_comes_back_and_somebody_listens() {
+    for port in [2222, 22] {
+        let ends = ends(port);
+        assert!(ends.operations > 10, "the plan has to reach every operation");
+        for fault in [Fault_::Fails, Fault_::FailsLate] {
+            for at in 1..=ends.operations {
+                let folder = tempfile::tempdir().unwrap();
+                let fake = Fake::new(folder.path());
+                fake.fault.set(Some((at, fault)));
+                let id = begin(&fake, port, Confirm::Probe);
+                let outcome = work(&fake, &id).unwrap().unwrap();
+                let case = format!("port {port}, operation {at} {fault:?}: {outcome:?}");
+                let applied = outcome == Outcome::Applied;
+                // After the proof only leftovers remain to be cleared.
+                if applied {
+                    fake.fault.set(None);
+                    work(&fake, &id).unwrap().unwrap();
+                }
+                assert_over(&fake, &id, &ends, applied, &case);
+                if port != 22 {
+                    let deaf = fake.host.borrow().deaf.clone();
+                    assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.log.borrow());
+                }
+            }
         }
     }
 }
 
 #[test]
-fn a_rollback_that_fails_is_never_called_success() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut fake = Fake::new(folder.path(), None);
-    // Operation 8 is the proof; the start of ssh.socket on the way back fails too.
-    fake.fail_at = Some(9);
-    let lock = Lock::take(fake.files()).unwrap();
-    let observed = fake.observe().unwrap();
-    let mut plan = a_plan();
-    plan.steps.push(Step { op: Op::Start("broken.service".into()), why: String::new() });
-    let broken = Broken(fake);
-    let (_, outcome) =
-        apply(&broken, &lock, &observed, &plan, Duration::from_secs(60), &mut Quiet).unwrap();
-    assert!(matches!(outcome, Outcome::NeedsOperator { .. }), "{outcome:?}");
-    assert!(journal::find_open(broken.files()).unwrap().is_some(), "the journal stays open");
+fn a_worker_that_dies_anywhere_is_gone_on_with() {
+    quiet();
+    for port in [2222, 22] {
+        let ends = ends(port);
+        for fault in [Fault_::DiesBefore, Fault_::DiesAfter] {
+            for at in 1..=ends.operations {
+                let folder = tempfile::tempdir().unwrap();
+                let fake = Fake::new(folder.path());
+                fake.fault.set(Some((at, fault)));
+                let id = begin(&fake, port, Confirm::Probe);
+                assert!(work(&fake, &id).is_none(), "it dies");
+                let new = committed(&fake, &id);
+                let case = format!("port {port}, operation {at} {fault:?}, committed: {new}");
+                work(&fake, &id).unwrap().unwrap();
+                assert_over(&fake, &id, &ends, new, &case);
+                if port != 22 {
+                    let deaf = fake.host.borrow().deaf.clone();
+                    assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.log.borrow());
+                }
+            }
+        }
+    }
 }
 
-/// A host on which nothing starts any more.
-struct Broken(Fake);
+/// It dies, and whoever goes on with it dies too.
+#[test]
+fn a_worker_may_die_twice() {
+    quiet();
+    let ends = ends(2222);
+    for at in 1..=ends.operations {
+        for again in (at + 1)..=(at + ends.operations + 8) {
+            let folder = tempfile::tempdir().unwrap();
+            let fake = Fake::new(folder.path());
+            fake.fault.set(Some((at, Fault_::DiesAfter)));
+            let id = begin(&fake, 2222, Confirm::Probe);
+            assert!(work(&fake, &id).is_none(), "it dies");
+            fake.fault.set(Some((again, Fault_::DiesAfter)));
+            let _ = work(&fake, &id);
+            fake.fault.set(None);
+            let new = committed(&fake, &id);
+            work(&fake, &id).unwrap().unwrap();
+            let case = format!("operations {at} and {again}, committed: {new}");
+            assert_over(&fake, &id, &ends, new, &case);
+            let deaf = fake.host.borrow().deaf.clone();
+            assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.log.borrow());
+        }
+    }
+}
 
-impl Machine for Broken {
+#[test]
+fn after_a_power_cut_the_boot_ends_in_one_state() {
+    quiet();
+    for port in [2222, 22] {
+        let ends = ends(port);
+        for fault in [Fault_::DiesBefore, Fault_::DiesAfter] {
+            for at in 1..=ends.operations {
+                let folder = tempfile::tempdir().unwrap();
+                let fake = Fake::new(folder.path());
+                fake.fault.set(Some((at, fault)));
+                let id = begin(&fake, port, Confirm::Probe);
+                assert!(work(&fake, &id).is_none(), "it dies");
+                let new = committed(&fake, &id);
+                fake.reboot(&id);
+                let case = format!("port {port}, operation {at} {fault:?}, committed: {new}");
+                work(&fake, &id).unwrap().unwrap();
+                assert_over(&fake, &id, &ends, new, &case);
+                fake.reboot(&id);
+                assert_over(&fake, &id, &ends, new, &case);
+            }
+        }
+    }
+}
+
+/// The way back fails too: nobody calls that success, and the rescue listens on the old port.
+#[test]
+fn a_way_back_that_fails_leaves_a_way_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::new(folder.path());
+    let id = begin(&fake, 2222, Confirm::Probe);
+    // The new owner holds the port; then its proof fails, and so does the old owners' start.
+    let stubborn = Stubborn(fake);
+    let outcome = worker::work(&stubborn, &id).unwrap();
+    assert!(matches!(outcome, Outcome::NeedsOperator { .. }), "{outcome:?}");
+    let fake = &stubborn.0;
+    let rescue = fake.host.borrow().active.get(&bridge::unit(&id, Role::Rescue)).cloned();
+    assert_eq!(rescue, Some(vec![22]), "{:?}", fake.log.borrow());
+    assert!(journal::is_open(&journal::read(fake.files(), &id).unwrap()));
+    // The next try finds nothing in its way.
+    assert!(matches!(worker::work(fake, &id), Ok(Outcome::RolledBack { .. })));
+    assert!(fake.host.borrow().active.contains_key(SOCKET));
+    assert_eq!(fake.host.borrow().deaf, Vec::<String>::new());
+}
+
+/// A host on which nothing is ever proven, and the old owners do not start again.
+struct Stubborn(Fake);
+
+impl Machine for Stubborn {
     fn files(&self) -> &Files {
         self.0.files()
     }
-    fn job(&self, method: &'static str, unit: &str, limit: Duration) -> SysResult<()> {
-        if method == "StartUnit" {
-            return Err(SysError::new(format!("{method} {unit}"), "failed on purpose"));
+    fn job(&self, method: &'static str, unit: &str, limit: Duration) -> Result<()> {
+        if method == "StartUnit" && self.0.configured() == 22 {
+            return Err(SysError::new(format!("start {unit}"), "failed on purpose"));
         }
         self.0.job(method, unit, limit)
     }
-    fn unit(&self, name: &str) -> SysResult<Unit> {
+    fn unit(&self, name: &str) -> Result<Unit> {
         self.0.unit(name)
     }
-    fn enable(&self, unit: &str) -> SysResult<()> {
+    fn enable(&self, unit: &str) -> Result<()> {
         self.0.enable(unit)
     }
-    fn disable(&self, unit: &str) -> SysResult<()> {
+    fn disable(&self, unit: &str) -> Result<()> {
         self.0.disable(unit)
     }
-    fn unmask(&self, unit: &str) -> SysResult<()> {
+    fn unmask(&self, unit: &str) -> Result<()> {
         self.0.unmask(unit)
     }
-    fn reload(&self) -> SysResult<()> {
+    fn reload(&self) -> Result<()> {
         self.0.reload()
     }
-    fn reset_failed(&self, unit: &str) -> SysResult<()> {
+    fn reset_failed(&self, unit: &str) -> Result<()> {
         self.0.reset_failed(unit)
     }
-    fn end(&self, process: &Process) -> SysResult<()> {
+    fn end(&self, process: &Process) -> Result<()> {
         self.0.end(process)
     }
-    fn await_listeners(&self, expect: &Expectation, limit: Duration) -> SysResult<()> {
+    fn await_listeners(&self, expect: &Expectation, limit: Duration) -> Result<()> {
         self.0.await_listeners(expect, limit)
     }
-    fn prove(
-        &self,
-        expect: &Expectation,
-    ) -> std::result::Result<(Vec<Fault>, Vec<String>), crate::error::Error> {
-        self.0.prove(expect)
+    fn prove(&self, _: &Expectation) -> std::result::Result<(Vec<Fault>, Vec<String>), Error> {
+        Ok((vec!["failed on purpose".to_owned()], Vec::new()))
     }
-    fn observe(&self) -> std::result::Result<Observed, crate::error::Error> {
+    fn greet(
+        &self,
+        at: &[SocketAddr],
+        before: &Observed,
+    ) -> std::result::Result<Vec<Fault>, Error> {
+        self.0.greet(at, before)
+    }
+    fn runs(&self, program: &Path) -> Result<()> {
+        self.0.runs(program)
+    }
+    fn listen(&self, unit: &str, command: &[String], at: &[SocketAddr]) -> Result<Process> {
+        self.0.listen(unit, command, at)
+    }
+    fn silence(&self, unit: &str) -> Result<()> {
+        self.0.silence(unit)
+    }
+    fn arm(&self, name: &str, command: &[String], after: Duration) -> Result<()> {
+        self.0.arm(name, command, after)
+    }
+    fn is_armed(&self, name: &str) -> Result<bool> {
+        self.0.is_armed(name)
+    }
+    fn disarm(&self, name: &str) -> Result<()> {
+        self.0.disarm(name)
+    }
+    fn boot(&self) -> String {
+        self.0.boot()
+    }
+    fn enqueue(&self, method: &'static str, unit: &str) -> Result<()> {
+        self.0.enqueue(method, unit)
+    }
+    fn observe(&self) -> std::result::Result<Observed, Error> {
         self.0.observe()
     }
 }

@@ -22,9 +22,13 @@ use crate::sys::units::Unit;
 /// How the units change.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Transition {
-    /// Steps, in order; sshd's own files are already in place when they run.
-    pub steps: Vec<Step>,
-    /// Unit files that differ, for the report; the steps write them.
+    /// What lets go of the endpoints first.
+    pub release: Vec<Step>,
+    /// Unit files and links, once nothing runs.
+    pub settle: Vec<Step>,
+    /// What takes the endpoints then; `None` where the one that holds them may go on.
+    pub take: Option<Step>,
+    /// Unit files that differ, for the report; `settle` writes them.
     pub files: Vec<FileChange>,
     /// What must hold of each unit afterwards.
     pub expect: Vec<UnitExpectation>,
@@ -32,6 +36,13 @@ pub struct Transition {
     pub leftovers: Vec<(Process, Vec<SocketAddr>)>,
     /// Why each unit changes: name and sentence.
     pub reasons: Vec<(String, String)>,
+}
+
+impl Transition {
+    /// All steps of the units themselves, in order.
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.release.iter().chain(&self.settle).chain(&self.take)
+    }
 }
 
 /// Works out the steps.
@@ -80,39 +91,26 @@ impl Planner<'_> {
         let why_socket = self.why_socket_goes();
         let why_service = self.why_service_starts(close, enable);
 
-        let mut steps = Steps::default();
-        if close {
-            steps.push(Op::Stop(socket.name.clone()), &why_socket);
-        }
-        let stop_first = service.is_active() && (reload || close);
-        if stop_first {
-            let why = "An sshd that runs while its unit files change is lost to systemd, and would \
-                       go on with the old port.";
-            steps.push(Op::Stop(service.name.clone()), why);
-        }
-        steps.files(self.observed, &files);
+        let why_stop = "An sshd that runs while its unit files change is lost to systemd, and \
+                        would go on with the old port.";
+        let mut settle = Steps::default();
+        settle.files(self.observed, &files);
         if unlink && socket.is_masked() {
             let why =
                 format!("{} requires it, and a masked unit cannot be taken out.", service.name);
-            steps.push(Op::Unmask(socket.name.clone()), &why);
+            settle.push(Op::Unmask(socket.name.clone()), &why);
         }
         if unlink {
-            steps.push(Op::Disable(socket.name.clone()), &why_socket);
+            settle.push(Op::Disable(socket.name.clone()), &why_socket);
         }
-        steps.bring_up(service, enable, reload);
-        self.end_leftovers(&mut steps, true);
-        steps.reset_failed(&[service]);
-        if restart && service.is_active() && !stop_first {
-            steps.push(Op::Restart(service.name.clone()), &why_service);
-        } else if restart {
-            steps.push(Op::Start(service.name.clone()), &why_service);
-        }
-        self.prove_and_end(&mut steps);
+        settle.bring_up(service, enable, reload);
+        settle.reset_failed(&[service]);
+        let take = restart.then(|| step(Op::Start(service.name.clone()), &why_service));
         let mut reasons = vec![(service.name.clone(), why_service)];
         if release {
-            reasons.push((socket.name.clone(), why_socket));
+            reasons.push((socket.name.clone(), why_socket.clone()));
         }
-        Ok(self.transition(steps, files, reasons))
+        Ok(self.transition(settle, take, files, reasons, (&why_socket, why_stop)))
     }
 
     /// ssh.service lets go of the port, and ssh.socket takes it.
@@ -128,51 +126,46 @@ impl Planner<'_> {
             || socket.needs_reload
             || service.needs_reload;
         let rebind = reload || !socket.is_active() || !self.listens(&socket.name);
-        // With Accept=yes every connection starts an sshd of its own and reads the files anew.
-        let restart = !rebind
-            && service.is_active()
-            && !socket.accept
-            && (self.files_change || self.observed.stale);
         let why_socket =
             format!("{} takes the port and starts sshd when somebody connects.", socket.name);
         let why_service = self.why_service_goes(disable);
-
-        let mut steps = Steps::default();
-        if rebind && socket.is_active() {
-            let why = "A reload would close its descriptors and open none.";
-            steps.push(Op::Stop(socket.name.clone()), why);
-        }
-        if rebind && service.is_active() {
-            steps.push(Op::Stop(service.name.clone()), &why_service);
-        }
-        steps.files(self.observed, &files);
+        let mut settle = Steps::default();
+        settle.files(self.observed, &files);
         if disable {
-            steps.push(Op::Disable(service.name.clone()), &why_service);
+            settle.push(Op::Disable(service.name.clone()), &why_service);
         }
-        steps.bring_up(socket, enable, reload);
-        self.end_leftovers(&mut steps, true);
-        if rebind {
-            steps.reset_failed(&[service, socket]);
-            steps.push(Op::Start(socket.name.clone()), &why_socket);
-        } else if restart {
-            let why = "sshd reads its files when it starts.";
-            steps.push(Op::Restart(service.name.clone()), why);
-        }
-        self.prove_and_end(&mut steps);
-        let reasons = vec![(socket.name.clone(), why_socket), (service.name.clone(), why_service)];
-        Ok(self.transition(steps, files, reasons))
+        settle.bring_up(socket, enable, reload);
+        settle.reset_failed(&[service, socket]);
+        let take = (rebind || self.files_change || self.observed.stale)
+            .then(|| step(Op::Start(socket.name.clone()), &why_socket));
+        let reasons =
+            vec![(socket.name.clone(), why_socket), (service.name.clone(), why_service.clone())];
+        let why_stop = "A reload would close its descriptors and open none.";
+        Ok(self.transition(settle, take, files, reasons, (why_stop, &why_service)))
     }
 
+    /// `why`: the reasons why the socket and the service stop.
     fn transition(
         self,
-        steps: Steps,
+        settle: Steps,
+        take: Option<Step>,
         files: Vec<FileChange>,
         reasons: Vec<(String, String)>,
+        why: (&str, &str),
     ) -> Transition {
+        let (service, socket) = (&self.observed.service, &self.observed.socket);
+        let mut release = Steps::default();
+        for (unit, why) in [(socket, why.0), (service, why.1)] {
+            if take.is_some() && unit.is_active() {
+                release.push(Op::Stop(unit.name.clone()), why);
+            }
+        }
         Transition {
-            steps: steps.0,
+            release: release.0,
+            settle: settle.0,
+            take,
             files,
-            expect: self.expectation(&self.observed.service, &self.observed.socket),
+            expect: self.expectation(service, socket),
             leftovers: self.leftovers,
             reasons,
         }
@@ -262,30 +255,10 @@ impl Planner<'_> {
             .join(&self.observed.socket.name);
         self.observed.links.get(&link).is_some_and(Option::is_some)
     }
+}
 
-    /// Ends leftovers that hold a wanted port (before the start) or any other (after the proof).
-    fn end_leftovers(&self, steps: &mut Steps, in_the_way: bool) {
-        for (process, endpoints) in &self.leftovers {
-            let blocks = endpoints.iter().any(|held| {
-                self.listening.endpoints.iter().any(|wanted| wanted.port() == held.port())
-            });
-            if blocks == in_the_way {
-                steps.push(
-                    Op::End(process.clone()),
-                    "This sshd is no part of ssh.service any more and has the old configuration.",
-                );
-            }
-        }
-    }
-
-    fn prove_and_end(&self, steps: &mut Steps) {
-        if steps.0.is_empty() && self.leftovers.is_empty() && !self.files_change {
-            return;
-        }
-        let why = "Nothing else is touched before the new listener is proven.";
-        steps.push(Op::AwaitListeners, why);
-        self.end_leftovers(steps, false);
-    }
+fn step(op: Op, why: &str) -> Step {
+    Step { op, why: why.to_owned() }
 }
 
 #[derive(Default)]
@@ -293,7 +266,7 @@ struct Steps(Vec<Step>);
 
 impl Steps {
     fn push(&mut self, op: Op, why: &str) {
-        self.0.push(Step { op, why: why.to_owned() });
+        self.0.push(step(op, why));
     }
 
     /// Unmasks and enables a unit, and makes systemd read what changed.
@@ -318,12 +291,6 @@ impl Steps {
     }
 
     fn files(&mut self, observed: &Observed, files: &[FileChange]) {
-        for file in files {
-            let folder = file.path.parent().unwrap_or(Path::new("/"));
-            if file.before.is_none() && observed.missing_folders.iter().any(|m| m == folder) {
-                self.0.push(super::folder_step(folder));
-            }
-            self.0.push(file.step());
-        }
+        self.0.extend(crate::plan::file_steps(observed, files));
     }
 }

@@ -1,0 +1,45 @@
+//! What systemd runs: the worker, the guard, and recovery at boot. They say what they do in
+//! systemd's journal; who follows a transaction reads the transaction's own.
+
+use harden::error::{Error, exit};
+use harden::sys::systemd::Systemd;
+use harden::transaction::machine::RealMachine;
+use harden::transaction::{Outcome, worker};
+
+/// Does a transaction.
+pub(crate) fn worker_command(id: &str) -> u8 {
+    ended(machine().and_then(|machine| worker::work(&machine, id)))
+}
+
+/// Undoes what nobody has confirmed.
+pub(crate) fn guard_command(id: &str) -> u8 {
+    ended(machine().and_then(|machine| worker::guard(&machine, id)))
+}
+
+/// Puts files right before sshd starts.
+pub(crate) fn recover_command(id: &str) -> u8 {
+    match machine().and_then(|machine| worker::recover(&machine, id)) {
+        Ok(()) => exit::OK,
+        Err(error) => {
+            tracing::error!(%error, "recovery of transaction {id}");
+            exit::REFUSED
+        }
+    }
+}
+
+fn machine() -> Result<RealMachine, Error> {
+    let machine = RealMachine::new(Systemd::connect_directly)?;
+    machine.keep_bridges();
+    Ok(machine)
+}
+
+/// An end of any kind is an end; only what has to be tried again is a failure.
+fn ended(outcome: Result<Outcome, Error>) -> u8 {
+    match outcome {
+        Ok(_) => exit::OK,
+        Err(error) => {
+            tracing::error!(%error, "to be tried again");
+            exit::REFUSED
+        }
+    }
+}

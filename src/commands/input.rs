@@ -1,0 +1,36 @@
+//! What is read from the command line: specs and saved plans, and who may have written them.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use harden::error::{Error, Refusal};
+use harden::sys::{self, Files};
+
+/// A saved plan holds the files that it was made for.
+pub(super) const MAX_PLAN: u64 = 64 * 1024 * 1024;
+
+/// Reads a spec or a plan, and refuses one that somebody else could have written.
+pub(super) fn read_input(files: &Files, path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
+    let absolute = std::path::absolute(path)
+        .map_err(|error| sys::SysError::new(format!("cannot read {}", path.display()), error))?;
+    let (bytes, meta) = files.read_limited(&absolute, limit + 1)?;
+    let me = nix::unistd::geteuid().as_raw();
+    let shown = path.display();
+    if meta.mode() & 0o022 != 0 {
+        return Err(Refusal::new(
+            "writable-by-others",
+            format!("{shown} can be written by others (mode {:04o})", meta.mode() & 0o7777),
+            format!("whoever can change it decides how you log in: chmod go-w {shown}"),
+        )
+        .into());
+    }
+    if meta.uid() != me && meta.uid() != 0 {
+        return Err(Refusal::new(
+            "owned-by-another",
+            format!("{shown} belongs to another user (uid {})", meta.uid()),
+            format!("make it yours after reading it: chown root {shown}"),
+        )
+        .into());
+    }
+    Ok(bytes)
+}

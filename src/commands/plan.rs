@@ -1,0 +1,101 @@
+//! `harden plan`.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use harden::error::{Error, Refusal, exit};
+use harden::observe::{self, Ahead, Observed};
+use harden::plan::{Plan, plan};
+use harden::report::{human, json};
+use harden::saved::SavedPlan;
+use harden::spec::{self, Spec};
+use harden::sys::files::Meta;
+use harden::sys::{self, Files, Image};
+use harden::{transaction, validate};
+
+use super::input::read_input;
+use super::{complain, print_json, say};
+use crate::cli::{Format, PlanArgs};
+
+/// `harden plan`.
+pub(crate) fn plan_command(args: &PlanArgs, format: Format) -> u8 {
+    match planned(args) {
+        Ok((observed, plan)) => {
+            let written = match format {
+                Format::Human => say(|out| human::plan(out, &observed, &plan)),
+                Format::Json => print_json(&json::PlanReport::of(&plan)),
+            };
+            if !written {
+                return exit::REFUSED;
+            }
+            let pending = args.exit_code && !plan.changes.is_empty();
+            if pending { exit::PENDING } else { exit::OK }
+        }
+        Err(error) => {
+            if format == Format::Json {
+                print_json(&json::PlanReport::failed(error.report()));
+            }
+            complain(&error);
+            error.exit_code()
+        }
+    }
+}
+
+fn planned(args: &PlanArgs) -> Result<(Observed, Plan), Error> {
+    let files = Files::at("/");
+    let bytes = read_input(&files, &args.spec, spec::MAX_SIZE)?;
+    let spec = spec::parse(&args.spec.to_string_lossy(), &bytes)?;
+    observe::check_host()?;
+    if let Ok(Some((id, _))) = transaction::journal::find_open(&files) {
+        return Err(Refusal::new(
+            "transaction-open",
+            format!("transaction {id} is open, so the host is about to change"),
+            "`harden status` shows it; plan again when it is over",
+        )
+        .into());
+    }
+    let ahead = Ahead::ask();
+    let observed = observe::observe(&files, &observe::connect()?, ahead)?;
+    let plan = checked_plan(&files, &spec, &observed)?;
+    if let Some(out) = &args.out {
+        save(&files, out, &args.spec, &SavedPlan::new(&spec, &observed, &plan))?;
+    }
+    Ok((observed, plan))
+}
+
+/// Plans, and lets sshd read the result.
+pub(super) fn checked_plan(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan, Error> {
+    let mut plan = plan(spec, observed)?;
+    if plan.candidate != observed.config && validate::candidate(files, spec, &plan)?.is_none() {
+        plan.warnings.push("sshd has not read the planned files: that needs root".to_owned());
+    }
+    Ok(plan)
+}
+
+fn save(files: &Files, out: &Path, spec: &Path, saved: &SavedPlan) -> Result<(), Error> {
+    let same = |one: &std::fs::Metadata, two: &std::fs::Metadata| {
+        (one.dev(), one.ino()) == (two.dev(), two.ino())
+    };
+    let taken = std::path::absolute(out).ok().and_then(|out| files.metadata(&out));
+    let source = std::path::absolute(spec).ok().and_then(|spec| files.metadata(&spec));
+    let wrong = match (&taken, &source) {
+        (Some(taken), _) if !taken.is_file() => Some("it is not a regular file"),
+        (Some(taken), Some(source)) if same(taken, source) => Some("it is the spec"),
+        _ => None,
+    };
+    if let Some(wrong) = wrong {
+        return Err(Refusal::new(
+            "bad-output",
+            format!("cannot save the plan to {}: {wrong}", out.display()),
+            "name a file of its own: --out plan.json",
+        )
+        .into());
+    }
+    let text = serde_json::to_string(saved)
+        .map_err(|error| sys::SysError::new("cannot save the plan", error))?;
+    let out = std::path::absolute(out)
+        .map_err(|error| sys::SysError::new(format!("cannot write {}", out.display()), error))?;
+    let meta = Meta::of_this_process(0o600);
+    files.put(&out, &Image::File { content: text.into_bytes(), meta })?;
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! `harden rollback`: takes the open transaction back, or undoes one that was applied.
+
+use std::collections::BTreeMap;
+
+use harden::error::{Error, Refusal, exit};
+use harden::observe::Ahead;
+use harden::plan::{Earlier, Plan, undo};
+use harden::report::human;
+use harden::spec::Safety;
+use harden::sys::{Files, Image};
+use harden::transaction::decision::{self, Verdict};
+use harden::transaction::follow::Watcher;
+use harden::transaction::journal::{self, Record, Terms};
+use harden::transaction::machine::{Machine, RealMachine};
+use harden::transaction::{self, Lock, Outcome, front, guard};
+
+use super::apply::{Ended, carry_out, connect_directly, ended, length, report, terms, watch};
+use super::terminal::{self, Terminal};
+use super::{need_root, say};
+use crate::cli::{Format, RollbackArgs};
+
+/// `harden rollback`.
+pub(crate) fn rollback_command(args: &RollbackArgs, format: Format) -> u8 {
+    report(rolled_back(args, format), format)
+}
+
+fn rolled_back(args: &RollbackArgs, format: Format) -> Result<Ended, Error> {
+    need_root("take changes back")?;
+    let machine = connect_directly()?;
+    let files = Files::at("/");
+    if let Some((id, records)) = journal::find_open(&files)? {
+        if let Some(other) = args.id.as_ref().filter(|other| **other != id) {
+            return Err(Refusal::new(
+                "transaction-open",
+                format!("transaction {id} is open, so {other} has to wait"),
+                "`harden rollback` without an id takes the open one back",
+            )
+            .into());
+        }
+        return take_back(&machine, &id, &records);
+    }
+    let lock = Lock::take(&files)?;
+    let (id, records) = to_undo(&files, args.id.as_deref())?;
+    let observed = machine.observe_with(Ahead::ask())?;
+    let plan = plan_undo(&files, &id, &records, &observed)?;
+    if format == Format::Human {
+        say(|out| human::plan(out, &observed, &plan));
+    }
+    if !args.terms.yes {
+        terminal::ask()?;
+    }
+    let asked = Terms {
+        spec: format!("rollback of {id}"),
+        undoes: Some(id),
+        ..terms(&args.terms, &Safety::default(), &observed, &plan)
+    };
+    carry_out(&machine, lock, &observed, plan, asked)
+}
+
+/// Decides the open transaction, and follows it back. That is what was asked for, so its end is no
+/// failure.
+fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ended, Error> {
+    let files = machine.files();
+    let begun = records.iter().any(|record| matches!(record, Record::Rollback { .. }));
+    if !begun {
+        let stands = decision::decide(files, id, Verdict::Rollback, "the operator wanted it back")?;
+        if stands.verdict == Verdict::Commit {
+            return Err(Refusal::new(
+                "too-late",
+                format!("transaction {id} has been confirmed, and is being made permanent"),
+                "wait until it is done (`harden status`); then `harden rollback` undoes it",
+            )
+            .into());
+        }
+    }
+    let from = length(files, id);
+    if !guard::is_worked_on(machine, id)? {
+        front::resume(machine, Lock::take(files)?, id)?;
+    }
+    let mut terminal = Terminal::new(files);
+    terminal.note(&format!("taking transaction {id} back"));
+    let outcome = watch(machine, id, from, &mut terminal)?;
+    if let Some(Outcome::RolledBack { .. } | Outcome::Refused { .. }) = outcome {
+        terminal.note("done: everything is as it was before, and that was checked");
+        let transaction = Some(id.to_owned());
+        let outcome = "rolled-back";
+        return Ok(Ended { outcome, code: exit::OK, transaction, plan: None, error: None });
+    }
+    Ok(ended(id, None, outcome))
+}
+
+/// The transaction to undo: the one that is named, else the last that was applied and stands.
+fn to_undo(files: &Files, named: Option<&str>) -> Result<(String, Vec<Record>), Error> {
+    let mut applied = Vec::new();
+    let mut undone = Vec::new();
+    for id in journal::ids(files) {
+        let records = journal::read(files, &id)?;
+        if transaction::outcome(&records) != Some(Outcome::Applied) {
+            continue;
+        }
+        match records.first() {
+            Some(Record::Begin { terms: Some(terms), .. }) if terms.undoes.is_some() => {
+                undone.extend(terms.undoes.clone());
+            }
+            _ => applied.push((id, records)),
+        }
+    }
+    applied.retain(|(id, _)| !undone.contains(id));
+    let found = match named {
+        None => applied.pop(),
+        Some(named) => applied.into_iter().find(|(id, _)| id == named),
+    };
+    found.ok_or_else(|| {
+        let message = match named {
+            Some(named) if undone.iter().any(|id| id == named) => {
+                format!("transaction {named} has been undone already")
+            }
+            Some(named) => format!("no transaction {named} was applied"),
+            None => "no transaction that stands was applied".to_owned(),
+        };
+        let hint = "`harden history` lists all transactions";
+        Refusal::new("nothing-to-undo", message, hint).into()
+    })
+}
+
+fn plan_undo(
+    files: &Files,
+    id: &str,
+    records: &[Record],
+    observed: &harden::observe::Observed,
+) -> Result<Plan, Error> {
+    let Some(Record::Begin { before, .. }) = records.first() else {
+        return Err(
+            Refusal::new("nothing-to-undo", "its journal is empty", "harden history").into()
+        );
+    };
+    let (images, written) = transaction::changed(records);
+    let mut present: BTreeMap<_, Image> = BTreeMap::new();
+    for (path, _) in &images {
+        present.insert(path.clone(), files.image(path)?);
+    }
+    let earlier = Earlier { id, before, images: &images, written: &written };
+    Ok(undo(earlier, observed, &present)?)
+}

@@ -1,0 +1,190 @@
+//! The plan that undoes an earlier transaction: the images from before it, put back the same safe
+//! way. Pure.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{
+    Change, Expectation, FileChange, Op, Plan, Step, UnitExpectation, arrange, describe, held,
+};
+use crate::concern::units::Transition;
+use crate::error::Refusal;
+use crate::observe::{Observed, UNIT_FOLDER};
+use crate::sshd::{ConfigFile, ConfigTree};
+use crate::sys::Image;
+use crate::sys::files::Meta;
+
+/// What an earlier transaction found, and what it wrote.
+#[derive(Debug, Clone, Copy)]
+pub struct Earlier<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// The host before it.
+    pub before: &'a Observed,
+    /// What was at each path that it could change, in an order in which they can be put back.
+    pub images: &'a [(PathBuf, Image)],
+    /// What it wrote to paths.
+    pub written: &'a BTreeMap<PathBuf, Image>,
+}
+
+/// Plans the way back to the state before an earlier transaction.
+///
+/// `present` is what is at each of its paths now.
+///
+/// # Errors
+/// A refusal where somebody has changed one of its files since, or the state before it had no
+/// listener to go back to.
+pub fn undo(
+    earlier: Earlier,
+    observed: &Observed,
+    present: &BTreeMap<PathBuf, Image>,
+) -> Result<Plan, Refusal> {
+    let at = |path: &Path| present.get(path).unwrap_or(&Image::Absent);
+    for (path, written) in earlier.written {
+        if !at(path).is_like(written) {
+            return Err(Refusal::new(
+                "edited-since",
+                format!("{} was changed after transaction {}", path.display(), earlier.id),
+                "undo what changed it first, or edit the file by hand",
+            ));
+        }
+    }
+    let changed: Vec<&(PathBuf, Image)> =
+        earlier.images.iter().filter(|(path, image)| !at(path).is_like(image)).collect();
+    let is_unit = |path: &Path| path.starts_with(UNIT_FOLDER);
+    let (units, sshd): (Vec<_>, Vec<_>) = changed.iter().partition(|(path, _)| is_unit(path));
+    let why = format!("It was so before transaction {}.", earlier.id);
+    let put = |(path, image): &&(PathBuf, Image)| Step {
+        op: Op::Put { path: path.clone(), image: image.clone() },
+        why: why.clone(),
+    };
+    let texts = |paths: &[&(PathBuf, Image)], concern| -> Vec<FileChange> {
+        paths
+            .iter()
+            .filter_map(|(path, image)| file(path, at(path), image, concern, &why))
+            .collect()
+    };
+    let transition = transition(earlier, observed, units.iter().map(put).collect(), &why)?;
+    let transition = Transition { files: texts(&units, "units"), ..transition };
+    let expect = expectation(earlier.before, &transition);
+    let files = texts(&sshd, "sshd");
+    let changes: Vec<Change> = describe::changes(observed, &expect, &files, &transition);
+    let steps = sshd.iter().map(put).collect();
+    let (trial, steps) = arrange::arrange(observed, &expect, steps, &transition);
+    let options = earlier.before.command_line.settings();
+    let candidate = candidate(earlier.before, observed, &sshd);
+    Ok(Plan { changes, warnings: Vec::new(), trial, steps, expect, candidate, options })
+}
+
+fn file(
+    path: &Path,
+    now: &Image,
+    then: &Image,
+    concern: &'static str,
+    why: &str,
+) -> Option<FileChange> {
+    let text = |image: &Image| match image {
+        Image::File { content, .. } => Some(String::from_utf8_lossy(content).into_owned()),
+        _ => None,
+    };
+    let meta = |image: &Image| match image {
+        Image::File { meta, .. } => Some(meta.clone()),
+        _ => None,
+    };
+    let (before, after) = (text(now), text(then));
+    if before.is_none() && after.is_none() {
+        return None;
+    }
+    Some(FileChange {
+        path: path.to_owned(),
+        before,
+        after,
+        meta: meta(then).unwrap_or_else(|| Meta::root(0o644)),
+        concern,
+        reason: why.to_owned(),
+    })
+}
+
+/// The units let go, their files and links come back, and the old owner starts.
+fn transition(
+    earlier: Earlier,
+    observed: &Observed,
+    links: Vec<Step>,
+    why: &str,
+) -> Result<Transition, Refusal> {
+    let before = earlier.before;
+    let owner = [&before.socket, &before.service].into_iter().find(|unit| unit.is_active());
+    let Some(owner) = owner.filter(|_| !held(before).is_empty()) else {
+        return Err(Refusal::new(
+            "no-listener-before",
+            format!("before transaction {} nothing listened for SSH", earlier.id),
+            "going back there would lock you out; apply a spec that says what you want",
+        ));
+    };
+    let step = |op| Step { op, why: why.to_owned() };
+    let release = [&observed.socket, &observed.service]
+        .into_iter()
+        .filter(|unit| unit.is_active())
+        .map(|unit| step(Op::Stop(unit.name.clone())));
+    let mut settle = links;
+    if !settle.is_empty() {
+        settle.push(step(Op::Reload));
+    }
+    let reasons =
+        [&before.socket, &before.service].map(|unit| (unit.name.clone(), why.to_owned())).to_vec();
+    Ok(Transition {
+        release: release.collect(),
+        settle,
+        take: Some(step(Op::Start(owner.name.clone()))),
+        reasons,
+        ..Transition::default()
+    })
+}
+
+fn expectation(before: &Observed, transition: &Transition) -> Expectation {
+    let owner = transition.take.as_ref().and_then(|step| step.op.runs_unit()).unwrap_or_default();
+    let units = [&before.service, &before.socket].into_iter().filter(|unit| unit.exists());
+    let units = units.map(|unit| UnitExpectation {
+        name: unit.name.clone(),
+        // In socket mode sshd comes and goes with the connections.
+        active: if unit.name == owner {
+            Some(true)
+        } else {
+            (unit.name == before.socket.name).then_some(false)
+        },
+        enabled: unit.is_enabled(),
+    });
+    Expectation {
+        endpoints: held(before),
+        owner: owner.to_owned(),
+        units: units.collect(),
+        ..Expectation::default()
+    }
+}
+
+/// sshd's files as they are, with those of the earlier transaction as they were.
+fn candidate(then: &Observed, now: &Observed, sshd: &[&(PathBuf, Image)]) -> ConfigTree {
+    let mut tree = now.config.clone();
+    let is = |file: &ConfigFile, path: &Path| file.path == path || file.real == path;
+    for (path, image) in sshd {
+        tree.files.retain(|file| !is(file, path));
+        let old = then.config.files.iter().find(|file| is(file, path));
+        if let (Image::File { .. }, Some(old)) = (image, old) {
+            tree.files.push(old.clone());
+        } else {
+            for found in tree.includes.values_mut() {
+                found.retain(|found| found != path);
+            }
+        }
+    }
+    for (pattern, found) in &then.config.includes {
+        let present = tree.includes.entry(pattern.clone()).or_default();
+        for path in found.iter().filter(|path| tree.files.iter().any(|file| is(file, path))) {
+            if !present.contains(path) {
+                present.push(path.clone());
+            }
+        }
+        present.sort();
+    }
+    tree
+}

@@ -1,0 +1,89 @@
+//! Units that harden makes for itself: they are in no file, and end with the boot.
+
+use std::time::Duration;
+
+use super::Result;
+use super::systemd::{Property, Systemd, Value};
+
+/// How long systemd may take to start one.
+const START: Duration = Duration::from_secs(20);
+
+fn text(text: &str) -> Value {
+    Value::Text(text.to_owned())
+}
+
+fn usec(time: Duration) -> Value {
+    Value::Usec(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// What all services have in common: gone from systemd's memory when they have ended.
+fn service(description: &str, command: &[String]) -> Vec<Property> {
+    vec![
+        ("Description", text(description)),
+        ("ExecStart", Value::Command(command.to_vec())),
+        ("CollectMode", text("inactive-or-failed")),
+    ]
+}
+
+/// Starts an sshd of harden's own (systemd.service(5)); returns the job's result.
+///
+/// Its sessions outlive it, as ssh.service's do, and stopping it leaves sshd's privilege
+/// separation folder where it is.
+pub fn start_sshd(systemd: &Systemd, unit: &str, command: &[String]) -> Result<String> {
+    let mut properties = service("harden: an sshd that carries listeners over", command);
+    properties.extend([
+        ("Type", text("exec")),
+        ("KillMode", text("process")),
+        ("RuntimeDirectory", Value::Texts(vec!["sshd".to_owned()])),
+        ("RuntimeDirectoryMode", Value::Mode(0o755)),
+        ("RuntimeDirectoryPreserve", text("yes")),
+    ]);
+    systemd.start_transient(unit, &properties, None, START)
+}
+
+/// Starts a service that is started again at once whenever it dies before its work is done; returns
+/// the job's result.
+pub fn start_worker(systemd: &Systemd, unit: &str, command: &[String]) -> Result<String> {
+    systemd.start_transient(unit, &resumed("harden: changes sshd", command), None, START)
+}
+
+fn resumed(description: &str, command: &[String]) -> Vec<Property> {
+    let mut properties = service(description, command);
+    properties.extend([
+        ("Type", text("exec")),
+        ("Restart", text("on-failure")),
+        ("RestartUSec", usec(Duration::from_millis(100))),
+        ("StartLimitIntervalUSec", usec(Duration::ZERO)),
+        // A fork of its own that hangs must not outlive it.
+        ("KillMode", text("control-group")),
+        ("TimeoutStopUSec", usec(Duration::from_secs(5))),
+    ]);
+    properties
+}
+
+/// Arms a timer that starts a service once, `after` from now on the monotonic clock
+/// (systemd.timer(5)); returns the job's result.
+pub fn arm(systemd: &Systemd, name: &str, command: &[String], after: Duration) -> Result<String> {
+    let after = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+    let timer = [
+        ("Description", text("harden: undoes what nobody confirms")),
+        ("TimersMonotonic", Value::OnActive(after)),
+        ("AccuracyUSec", usec(Duration::from_millis(100))),
+        ("RemainAfterElapse", Value::Flag(false)),
+        ("CollectMode", text("inactive-or-failed")),
+    ];
+    let triggered = resumed("harden: undoes what nobody has confirmed", command);
+    let service = format!("{name}.service");
+    systemd.start_transient(&format!("{name}.timer"), &timer, Some((&service, &triggered)), START)
+}
+
+/// Whether the timer is armed: systemd says when it will fire.
+pub fn is_armed(systemd: &Systemd, name: &str) -> Result<bool> {
+    let properties = systemd.properties(&format!("{name}.timer"))?;
+    let text = |name: &str| properties.get(name).and_then(|v| v.downcast_ref::<&str>().ok());
+    let next = properties
+        .get("NextElapseUSecMonotonic")
+        .and_then(|value| value.downcast_ref::<u64>().ok())
+        .unwrap_or(u64::MAX);
+    Ok(text("ActiveState") == Some("active") && next > 0 && next < u64::MAX)
+}

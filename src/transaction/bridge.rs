@@ -1,0 +1,61 @@
+//! Listeners of harden's own: an sshd in a unit of its own, with a configuration from /run, that
+//! carries the endpoints from one owner to the next. A reboot takes it away.
+//!
+//! The trial has the planned configuration; whoever logs in through it has shown that the change
+//! lets them in. The rescue has the old one.
+
+use std::path::{Path, PathBuf};
+
+use super::RUNTIME;
+use super::run::Run;
+use crate::plan::{Bridge, Role};
+use crate::sshd::options;
+use crate::sys::Result;
+use crate::sys::process::Process;
+
+/// Where it listens is said on the command line, and no process id is left in a file.
+const REPLACED: [&str; 4] = ["Port", "ListenAddress", "AddressFamily", "PidFile"];
+
+/// The unit of a transaction's bridge.
+pub(super) fn unit(id: &str, role: Role) -> String {
+    format!("harden-{role}-{id}.service")
+}
+
+/// The folder of everything volatile of a transaction.
+pub(super) fn folder(id: &str) -> PathBuf {
+    Path::new(RUNTIME).join(id)
+}
+
+/// Starts a bridge, or finds it running.
+pub(super) fn listen(run: &Run, bridge: &Bridge) -> Result<Process> {
+    let args = args(run, bridge)?;
+    run.machine.listen(&unit(&run.id, bridge.role), &args, &bridge.endpoints)
+}
+
+/// Ends a bridge where it runs.
+pub(super) fn silence(run: &Run, role: Role) -> Result<()> {
+    run.machine.silence(&unit(&run.id, role))
+}
+
+/// sshd's arguments (sshd(8)).
+fn args(run: &Run, bridge: &Bridge) -> Result<Vec<String>> {
+    let before = || (run.before.config.clone(), run.before.command_line.settings());
+    let (config, words) = match (&run.terms, bridge.role) {
+        (Some(terms), Role::Trial) => (terms.candidate.clone(), terms.options.clone()),
+        _ => before(),
+    };
+    let folder = folder(&run.id).join(bridge.role.to_string());
+    let (copies, main) = config.mirrored(&folder, &REPLACED);
+    for (path, text) in copies {
+        run.machine.files().scratch(&path, text.as_bytes())?;
+    }
+    let replaced = REPLACED.map(str::to_owned);
+    let mut args = vec!["-D".to_owned(), "-f".to_owned(), main.display().to_string()];
+    args.extend(["-o".to_owned(), "PidFile=none".to_owned()]);
+    args.extend(["-o".to_owned(), "AddressFamily=any".to_owned()]);
+    for endpoint in &bridge.endpoints {
+        args.extend(["-o".to_owned(), format!("ListenAddress={endpoint}")]);
+    }
+    args.extend(options::without(&words, &replaced));
+    Ok(args)
+}

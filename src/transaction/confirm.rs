@@ -1,0 +1,112 @@
+//! The operator's confirmation: it counts only from a session that came in through the trial's own
+//! listener, because only such a session shows that the change lets its owner in.
+
+use super::decision::{self, Verdict};
+use super::journal::{self, Record, Terms};
+use super::{Outcome, outcome};
+use crate::error::{Error, Refusal};
+use crate::sys::Files;
+use crate::sys::process::Process;
+
+/// The part of a transaction's id that a confirmation names.
+pub fn token(id: &str) -> &str {
+    id.rsplit('-').next().unwrap_or(id)
+}
+
+/// The command that confirms a transaction, from the operator's own machine.
+pub fn command(terms: &Terms, id: &str) -> String {
+    format!("{} {}", terms.login.join(" "), token(id))
+}
+
+/// Confirms the open transaction; returns its id. Confirming again changes nothing.
+///
+/// # Errors
+/// A refusal that says why this confirmation does not count.
+pub fn confirm(files: &Files, given: Option<&str>, ancestry: &[Process]) -> Result<String, Error> {
+    let open = journal::find_open(files)?;
+    let Some((id, records)) = open else { return confirmed_before(files, given) };
+    if let Some(given) = given.filter(|given| *given != token(&id)) {
+        return Err(Refusal::new(
+            "stale-token",
+            format!("`{given}` does not belong to the transaction that waits ({id})"),
+            "use the command that this transaction printed; `harden status` shows it",
+        )
+        .into());
+    }
+    if let Some(stands) = decision::read(files, &id)? {
+        return match stands.verdict {
+            Verdict::Commit => Ok(id),
+            Verdict::Rollback => Err(too_late(&id, &stands.why)),
+        };
+    }
+    let Some(Record::Begin { terms: Some(terms), .. }) = records.first() else {
+        return Err(nothing("the transaction that is open waits for nobody"));
+    };
+    let listener = records.iter().rev().find_map(|record| match record {
+        Record::Trial { listener } => Some(listener),
+        _ => None,
+    });
+    let waits = records.contains(&Record::Waiting);
+    let Some(listener) = listener.filter(|_| waits) else {
+        return Err(nothing("the trial has not come so far"));
+    };
+    if !ancestry.iter().any(|process| process.is(listener)) {
+        return Err(not_through(&id, terms));
+    }
+    let why = "confirmed from a new session through the trial's listener";
+    let stands = decision::decide(files, &id, Verdict::Commit, why)?;
+    match stands.verdict {
+        Verdict::Commit => Ok(id),
+        Verdict::Rollback => Err(too_late(&id, &stands.why)),
+    }
+}
+
+/// No transaction is open: was the last one confirmed?
+fn confirmed_before(files: &Files, given: Option<&str>) -> Result<String, Error> {
+    let last = journal::ids(files).pop();
+    let Some(id) = last.filter(|id| given.is_none_or(|given| given == token(id))) else {
+        return Err(nothing("no transaction is open"));
+    };
+    match outcome(&journal::read(files, &id)?) {
+        Some(Outcome::Applied) => Ok(id),
+        Some(Outcome::RolledBack { cause }) => Err(too_late(&id, &cause)),
+        _ => Err(nothing("no transaction is open")),
+    }
+}
+
+fn nothing(why: &str) -> Error {
+    Refusal::new(
+        "nothing-to-confirm",
+        format!("there is nothing to confirm: {why}"),
+        "`harden status` shows what is open, `harden history` what was done",
+    )
+    .into()
+}
+
+fn too_late(id: &str, why: &str) -> Error {
+    Refusal::new(
+        "too-late",
+        format!("transaction {id} is taken back: {why}"),
+        "nothing is changed; apply again when you are ready",
+    )
+    .into()
+}
+
+fn not_through(id: &str, terms: &Terms) -> Error {
+    Refusal::new(
+        "not-through-the-trial",
+        "this session did not come in through the new listener, so it proves nothing",
+        format!("open a new session through it: {}", command(terms, id)),
+    )
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_the_end_of_the_id() {
+        assert_eq!(token("20261123T101112Z-a1b2c3"), "a1b2c3");
+    }
+}

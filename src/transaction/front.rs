@@ -1,0 +1,64 @@
+//! Beginning a transaction, and handing it to the worker.
+
+use super::guard::{self, worker_unit};
+use super::journal::{self, Journal, Record, Terms};
+use super::lock::Lock;
+use super::machine::{Machine, RealMachine};
+use super::worker;
+use crate::error::{Error, Refusal};
+use crate::observe::Observed;
+use crate::plan::Plan;
+
+/// Begins a transaction: from here on the worker does it, whatever becomes of this process.
+///
+/// Returns the transaction's id.
+///
+/// # Errors
+/// Where the worker cannot be started; then nothing was changed, and the transaction is closed.
+pub fn begin(
+    machine: &RealMachine,
+    lock: Lock,
+    observed: &Observed,
+    plan: &Plan,
+    terms: Terms,
+) -> Result<String, Error> {
+    let begin = Record::Begin {
+        format: journal::FORMAT,
+        steps: plan.steps.clone(),
+        expect: plan.expect.clone(),
+        before: Box::new(observed.clone()),
+        terms: Some(Box::new(terms)),
+    };
+    let journal = Journal::create(machine.files(), &begin)?;
+    let id = journal.id().to_owned();
+    let started = guard::pin(machine, &id)
+        .and_then(|_| machine.start_worker(&worker_unit(&id), &worker::command(machine, &id)));
+    if let Err(error) = started {
+        guard::discard(machine, &id, &error.to_string())?;
+        return Err(error.into());
+    }
+    // The worker waits for the lock; until it runs, nobody else may take it.
+    drop(lock);
+    Ok(id)
+}
+
+/// Lets a transaction that did not end go on: its process was killed and did not come back, or the
+/// power was cut and recovery did not run.
+///
+/// Returns whether there was one.
+///
+/// # Errors
+/// A refusal where somebody works on it; failures to start the worker.
+pub fn resume(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> {
+    if guard::is_worked_on(machine, id)? {
+        return Err(Refusal::new(
+            "locked",
+            format!("transaction {id} is under way"),
+            "`harden status` shows what it does; `harden rollback` takes it back",
+        )
+        .into());
+    }
+    machine.start_worker(&worker_unit(id), &worker::command(machine, id))?;
+    drop(lock);
+    Ok(())
+}

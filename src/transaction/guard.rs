@@ -1,0 +1,212 @@
+//! What brings the old state back when nobody else does: a timer of systemd's, outside this
+//! process, the session and the installed binary; and, for the next boot, two units.
+//!
+//! The units lie below /usr/local, because nothing below /etc may change before the new listener
+//! is proven. They are there while the transaction is open, and gone when it is closed.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::journal::{self, Record};
+use super::machine::Machine;
+use super::run::{Run, pinned};
+use super::{STATE, bridge, rollback, steps};
+use crate::plan::Role;
+use crate::sys::files::Meta;
+use crate::sys::{self, Files, Image, Result, SysError};
+
+/// Where units of the local administrator are that no package owns (systemd.unit(5)).
+const UNITS: &str = "/usr/local/lib/systemd/system";
+/// Puts the files of an open transaction right before sshd starts.
+pub const RECOVERY: &str = "harden-recovery.service";
+/// Proves what recovery did, and closes the transaction.
+pub const RESUME: &str = "harden-resume.service";
+
+/// How long after the deadline the guard waits for the worker to see it too.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The worker's unit.
+pub fn worker_unit(id: &str) -> String {
+    format!("harden-{id}.service")
+}
+
+/// The guard's name, without the suffixes of its two units.
+pub fn guard_name(id: &str) -> String {
+    format!("harden-guard-{id}")
+}
+
+/// Copies this program beside the journal, and makes sure that it runs from there.
+///
+/// # Errors
+/// Where there is no room, or nothing may be executed there.
+pub fn pin(machine: &dyn Machine, id: &str) -> Result<PathBuf> {
+    let files = machine.files();
+    let this = Path::new("/proc/self/exe");
+    let content = files.read(this)?.ok_or_else(|| SysError::new("cannot read harden", "gone"))?;
+    let path = pinned(id);
+    files.put(&path, &Image::File { content, meta: Meta::of_this_process(0o700) })?;
+    machine.runs(&path)?;
+    Ok(path)
+}
+
+/// The transaction's own paths: folders first, then the units, then the links that start them.
+fn own_files(id: &str) -> Vec<(PathBuf, Image)> {
+    let units = Path::new(UNITS);
+    let early = units.join("sysinit.target.wants");
+    let late = units.join("multi-user.target.wants");
+    let folder = || Image::Directory { meta: Meta::root(0o755) };
+    let unit = |text: String| Image::File { content: text.into_bytes(), meta: Meta::root(0o644) };
+    let link = |name: &str| Image::Symlink { target: Path::new("..").join(name) };
+    let mut all = Vec::new();
+    for path in [units.parent().unwrap_or(units), units, &early, &late] {
+        all.push((path.to_owned(), folder()));
+    }
+    all.push((units.join(RECOVERY), unit(recovery_unit(id))));
+    all.push((units.join(RESUME), unit(resume_unit(id))));
+    all.push((early.join(RECOVERY), link(RECOVERY)));
+    all.push((late.join(RESUME), link(RESUME)));
+    all
+}
+
+/// Ordered before everything of sshd's, but nothing requires it, and it may take 30 seconds at
+/// most: it never blocks the boot.
+fn recovery_unit(id: &str) -> String {
+    let program = pinned(id);
+    format!(
+        "# Written by harden for transaction {id}, which is open; removed when it is closed.\n\
+         [Unit]\n\
+         Description=harden: sshd's files, of an interrupted change\n\
+         DefaultDependencies=no\n\
+         RequiresMountsFor={STATE} {UNITS} /etc/ssh /etc/systemd/system\n\
+         After=local-fs.target\n\
+         Before=ssh.service ssh.socket sshd.service sshd.socket shutdown.target\n\
+         Conflicts=shutdown.target\n\n\
+         [Service]\n\
+         Type=oneshot\n\
+         ExecStart={} recover {id}\n\
+         TimeoutStartSec=30\n",
+        program.display()
+    )
+}
+
+fn resume_unit(id: &str) -> String {
+    let program = pinned(id);
+    format!(
+        "# Written by harden for transaction {id}, which is open; removed when it is closed.\n\
+         [Unit]\n\
+         Description=harden: ends an interrupted change\n\
+         After={RECOVERY} ssh.service ssh.socket sshd.service sshd.socket\n\
+         StartLimitIntervalSec=0\n\n\
+         [Service]\n\
+         Type=exec\n\
+         ExecStart={} worker {id}\n\
+         Restart=on-failure\n\
+         RestartSec=1\n",
+        program.display()
+    )
+}
+
+/// What is at the transaction's own paths now.
+pub(super) fn own_images(files: &Files, id: &str) -> Result<Vec<(PathBuf, Image)>> {
+    own_files(id).into_iter().map(|(path, _)| Ok((path.clone(), files.image(&path)?))).collect()
+}
+
+/// Makes recovery at boot ready, then arms the timer and reads it back.
+///
+/// # Errors
+/// Where either cannot be had: then nothing may be changed.
+pub(super) fn arm(run: &mut Run) -> Result<()> {
+    let files = run.machine.files();
+    for (path, image) in own_files(&run.id) {
+        let there = matches!(image, Image::Directory { .. })
+            && matches!(files.image(&path)?, Image::Directory { .. });
+        if !there {
+            files.put(&path, &image)?;
+        }
+    }
+    let limit = run.limit();
+    let until = sys::monotonic_usec() + u64::try_from(limit.as_micros()).unwrap_or(u64::MAX / 2);
+    set_timer(run, limit + GRACE)?;
+    run.record(Record::Armed { until })
+}
+
+/// Arms the timer again where it is gone.
+pub(super) fn keep_armed(run: &mut Run, left: Duration) -> Result<()> {
+    if run.machine.is_armed(&guard_name(&run.id))? {
+        return Ok(());
+    }
+    set_timer(run, left + GRACE)?;
+    run.note("the guard's timer was gone, and is armed again");
+    Ok(())
+}
+
+fn set_timer(run: &Run, after: Duration) -> Result<()> {
+    let name = guard_name(&run.id);
+    let command = [run.pinned().display().to_string(), "guard".to_owned(), run.id.clone()];
+    run.machine.arm(&name, &command, after)?;
+    if run.machine.is_armed(&name)? {
+        return Ok(());
+    }
+    Err(SysError::new("cannot arm the guard", format!("{name}.timer does not run")))
+}
+
+/// Takes away everything that an ended transaction needs no more. What cannot be taken away is
+/// harmless: it finds the transaction closed, and tries again.
+pub(super) fn stand_down(machine: &dyn Machine, id: &str, records: &[Record]) {
+    let heed = |result: Result<()>| {
+        if let Err(error) = result {
+            tracing::warn!(%error, "after transaction {id}");
+        }
+    };
+    for role in [Role::Trial, Role::Rescue] {
+        heed(machine.silence(&bridge::unit(id, role)));
+    }
+    heed(machine.disarm(&guard_name(id)));
+    let own = records.iter().find_map(|record| match record {
+        Record::Images { own, .. } => Some(own.clone()),
+        _ => None,
+    });
+    for (path, image) in own.unwrap_or_default().iter().rev() {
+        heed(rollback::put_back(machine.files(), path, image));
+    }
+    for unit in [RECOVERY, RESUME] {
+        // One that timed out at boot would be shown as failed for ever.
+        steps::forgive(machine, unit);
+    }
+    heed(machine.files().remove_tree(&bridge::folder(id)));
+    heed(machine.files().put(&pinned(id), &Image::Absent));
+}
+
+/// Whether a process that systemd knows of works on a transaction.
+pub fn is_worked_on(machine: &dyn Machine, id: &str) -> Result<bool> {
+    for unit in [&worker_unit(id), RESUME, &format!("{}.service", guard_name(id))] {
+        let active = machine.unit(unit)?.active;
+        if matches!(active.as_str(), "active" | "activating" | "deactivating" | "reloading") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Closes a transaction in its journal, then takes its safeguards away.
+///
+/// # Errors
+/// Where the journal cannot be written; then the safeguards stay.
+pub(super) fn close(run: &mut Run, outcome: &str, cause: Option<&str>) -> Result<()> {
+    run.record(Record::Closed { outcome: outcome.to_owned(), cause: cause.map(str::to_owned) })?;
+    stand_down(run.machine, &run.id, run.records());
+    Ok(())
+}
+
+/// Closes a transaction that never began to change anything.
+///
+/// # Errors
+/// Where its journal cannot be written.
+pub fn discard(machine: &dyn Machine, id: &str, cause: &str) -> Result<()> {
+    let mut journal = journal::Journal::reopen(machine.files(), id)?;
+    let records = journal::read(machine.files(), id)?;
+    journal
+        .write(&Record::Closed { outcome: "refused".to_owned(), cause: Some(cause.to_owned()) })?;
+    stand_down(machine, id, &records);
+    Ok(())
+}

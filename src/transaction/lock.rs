@@ -1,0 +1,60 @@
+//! The right to change this host: one process at a time.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::RUNTIME;
+use crate::error::{Error, Refusal};
+use crate::sys::{Files, SysError};
+
+/// The right to change this host. The kernel takes it back when its holder dies.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock, if nobody has it.
+    ///
+    /// # Errors
+    /// Where the lock file cannot be made.
+    pub fn try_take(files: &Files) -> Result<Option<Self>, SysError> {
+        files.create_folders(Path::new(RUNTIME), 0o700)?;
+        let file = files.try_lock(&Path::new(RUNTIME).join("lock"))?;
+        Ok(file.map(|file| Self { _file: file }))
+    }
+
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// A refusal where another harden holds it.
+    pub fn take(files: &Files) -> Result<Self, Error> {
+        Self::try_take(files)?.ok_or_else(|| {
+            Refusal::new(
+                "locked",
+                "another harden is changing this host",
+                "`harden status` shows what it does; wait until it is done, then run the command \
+                 again",
+            )
+            .into()
+        })
+    }
+
+    /// Takes the lock as soon as its holder lets go, if that is within `limit`.
+    ///
+    /// # Errors
+    /// Where the lock file cannot be made.
+    pub fn wait(files: &Files, limit: Duration) -> Result<Option<Self>, SysError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(lock) = Self::try_take(files)? {
+                return Ok(Some(lock));
+            }
+            if Instant::now() > deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

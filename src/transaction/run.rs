@@ -1,0 +1,152 @@
+//! One open transaction: its journal, and what the journal says so far.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::journal::{self, Journal, Record, Terms};
+use super::machine::Machine;
+use super::{Outcome, STATE};
+use crate::observe::Observed;
+use crate::plan::{Bridge, Expectation, Op, Role, Step};
+use crate::sys::{Image, SysError};
+
+/// A transaction that this process works on.
+pub(super) struct Run<'a> {
+    pub(super) machine: &'a dyn Machine,
+    pub(super) id: String,
+    pub(super) expect: Expectation,
+    pub(super) before: Observed,
+    pub(super) terms: Option<Terms>,
+    permanent: Vec<Step>,
+    journal: Journal,
+    records: Vec<Record>,
+}
+
+impl<'a> Run<'a> {
+    /// Goes on with a transaction from its journal.
+    pub(super) fn open(machine: &'a dyn Machine, id: &str) -> Result<Self, SysError> {
+        let records = journal::read(machine.files(), id)?;
+        let Some(Record::Begin { steps, expect, before, terms, .. }) = records.first().cloned()
+        else {
+            return Err(SysError::new(format!("cannot read transaction {id}"), "no such journal"));
+        };
+        Ok(Self {
+            machine,
+            id: id.to_owned(),
+            expect,
+            before: *before,
+            terms: terms.map(|terms| *terms),
+            permanent: steps,
+            journal: Journal::reopen(machine.files(), id)?,
+            records,
+        })
+    }
+
+    /// Appends a record; it is on disk when this returns.
+    pub(super) fn record(&mut self, record: Record) -> Result<(), SysError> {
+        self.journal.write(&record)?;
+        self.records.push(record);
+        Ok(())
+    }
+
+    /// As [`Run::record`], where going on matters more than the record.
+    pub(super) fn record_if_possible(&mut self, record: Record) {
+        if let Err(error) = self.journal.write(&record) {
+            tracing::warn!(%error, "going on without the record");
+        }
+        self.records.push(record);
+    }
+
+    /// Tells whoever follows.
+    pub(super) fn note(&mut self, text: &str) {
+        self.journal.note(text);
+    }
+
+    pub(super) fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    pub(super) fn has(&self, is: impl Fn(&Record) -> bool) -> bool {
+        self.records.iter().any(is)
+    }
+
+    /// How often a process has taken the transaction on.
+    pub(super) fn times(&self, is: impl Fn(&Record) -> bool) -> usize {
+        self.records.iter().filter(|record| is(record)).count()
+    }
+
+    /// How it ended, where it has.
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        outcome_of(&self.records)
+    }
+
+    /// Steps of the trial, numbered.
+    pub(super) fn trial(&self) -> Vec<(usize, Step)> {
+        let steps = self.terms.iter().flat_map(|terms| &terms.trial);
+        steps.cloned().enumerate().collect()
+    }
+
+    /// Steps that make the change permanent, numbered on.
+    pub(super) fn permanent(&self) -> Vec<(usize, Step)> {
+        let first = self.trial().len();
+        self.permanent.iter().cloned().enumerate().map(|(at, step)| (first + at, step)).collect()
+    }
+
+    /// The bridge of a role, as the plan has it.
+    pub(super) fn bridge(&self, role: Role) -> Option<Bridge> {
+        let steps = self.trial().into_iter().chain(self.permanent());
+        steps.into_iter().find_map(|(_, step)| match step.op {
+            Op::Listen(bridge) if bridge.role == role => Some(bridge),
+            _ => None,
+        })
+    }
+
+    /// What was at each path before anything changed.
+    pub(super) fn images(&self) -> BTreeMap<PathBuf, Image> {
+        let paths = self.records.iter().flat_map(|record| match record {
+            Record::Images { paths, .. } => paths.as_slice(),
+            _ => &[],
+        });
+        paths.cloned().collect()
+    }
+
+    /// How long the confirmation may take.
+    pub(super) fn limit(&self) -> Duration {
+        Duration::from_secs(self.terms.as_ref().map_or(0, |terms| terms.limit))
+    }
+
+    /// The copy of harden that belongs to this transaction.
+    pub(super) fn pinned(&self) -> PathBuf {
+        pinned(&self.id)
+    }
+}
+
+/// The copy of harden that belongs to a transaction: whatever happens to the installed one, the
+/// way back still runs.
+pub(super) fn pinned(id: &str) -> PathBuf {
+    Path::new(STATE).join(format!("{id}.harden"))
+}
+
+/// How a transaction ended, as its records say.
+pub(super) fn outcome_of(records: &[Record]) -> Option<Outcome> {
+    records.iter().rev().find_map(|record| match record {
+        Record::Closed { outcome, cause } => {
+            let cause = cause.clone().or_else(|| cause_of(records)).unwrap_or_default();
+            Some(match outcome.as_str() {
+                "applied" => Outcome::Applied,
+                "refused" => Outcome::Refused { cause },
+                _ => Outcome::RolledBack { cause },
+            })
+        }
+        _ => None,
+    })
+}
+
+/// Why the way back began, where it has.
+pub(super) fn cause_of(records: &[Record]) -> Option<String> {
+    records.iter().find_map(|record| match record {
+        Record::Rollback { cause } => Some(cause.clone()),
+        _ => None,
+    })
+}

@@ -1,0 +1,135 @@
+//! Doing one step.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::journal::Record;
+use super::machine::Machine;
+use super::run::Run;
+use super::{bridge, rollback};
+use crate::observe::Observed;
+use crate::plan::{Op, Step};
+use crate::sys::{Image, Result, SysError};
+
+/// Journals a step, does it, and journals that it is done.
+pub(super) fn execute(run: &mut Run, index: usize, step: &Step, left: Duration) -> Result<()> {
+    if left.is_zero() {
+        return Err(SysError::new("cannot go on", "the time limit is over"));
+    }
+    let images = run.images();
+    let before = paths(&run.before, &step.op).into_iter();
+    let before = before.filter_map(|path| Some((path.clone(), images.get(&path)?.clone())));
+    run.record(Record::Step { index, op: step.op.clone(), before: before.collect() })?;
+    perform(run, &step.op, left)?;
+    run.record(Record::Done { index })
+}
+
+/// A job's success is not a running unit, so the state is read again.
+fn perform(run: &mut Run, op: &Op, left: Duration) -> Result<()> {
+    let machine = run.machine;
+    match op {
+        Op::Put { path, image } => {
+            refuse_edited(run, path, image)?;
+            rollback::put_back(machine.files(), path, image)
+        }
+        Op::Stop(unit) => {
+            // A unit that is gone cannot be stopped, and does not run.
+            if machine.unit(unit)?.active != "inactive" {
+                machine.job("StopUnit", unit, left)?;
+            }
+            expect_active(machine, unit, false)
+        }
+        Op::Start(unit) => {
+            start(machine, "StartUnit", unit, left)?;
+            expect_active(machine, unit, true)
+        }
+        Op::Restart(unit) => {
+            start(machine, "RestartUnit", unit, left)?;
+            expect_active(machine, unit, true)
+        }
+        Op::Enable(unit) => machine.enable(unit),
+        Op::Disable(unit) => machine.disable(unit),
+        Op::Unmask(unit) => machine.unmask(unit),
+        Op::Reload => machine.reload(),
+        Op::ResetFailed(unit) => {
+            forgive(machine, unit);
+            Ok(())
+        }
+        Op::AwaitListeners => machine.await_listeners(&run.expect, left),
+        Op::End(process) => machine.end(process),
+        Op::Listen(wanted) => {
+            let listener = bridge::listen(run, wanted)?;
+            if wanted.role == crate::plan::Role::Trial {
+                run.record(Record::Trial { listener })?;
+            }
+            Ok(())
+        }
+        Op::Silence(role) => bridge::silence(run, *role),
+    }
+}
+
+/// Somebody else's edit is not overwritten unseen.
+fn refuse_edited(run: &Run, path: &PathBuf, image: &Image) -> Result<()> {
+    let Some(before) = run.images().remove(path) else { return Ok(()) };
+    let now = run.machine.files().image(path)?;
+    if now.is_like(&before) || now.is_like(image) {
+        return Ok(());
+    }
+    Err(SysError::new(
+        format!("cannot write {}", path.display()),
+        "somebody has changed it since the transaction began",
+    ))
+}
+
+/// Starts or restarts a unit. Where the first try fails and systemd tries again by itself
+/// (`Restart=on-failure`), its next tries count too.
+fn start(machine: &dyn Machine, method: &'static str, unit: &str, left: Duration) -> Result<()> {
+    forgive(machine, unit);
+    let first = machine.job(method, unit, left);
+    let Err(error) = first else { return Ok(()) };
+    let deadline = Instant::now() + left.min(Duration::from_secs(3));
+    while !error.is_silence() && Instant::now() < deadline {
+        let now = machine.unit(unit)?;
+        if now.is_active() {
+            return Ok(());
+        }
+        if now.active != "activating" {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Err(error)
+}
+
+/// Clears the start counter: five starts in ten seconds, harden's own among them, would make
+/// systemd refuse the next one (`StartLimitBurst=`), the way back's too.
+pub(super) fn forgive(machine: &dyn Machine, unit: &str) {
+    if let Err(error) = machine.reset_failed(unit) {
+        tracing::debug!(%error, "the start counter stays");
+    }
+}
+
+fn expect_active(machine: &dyn Machine, unit: &str, active: bool) -> Result<()> {
+    let now = machine.unit(unit)?;
+    if now.is_active() == active {
+        return Ok(());
+    }
+    let wanted = if active { "start" } else { "stop" };
+    let state = format!("it is {} ({}), result {}", now.active, now.sub, now.result);
+    Err(SysError::new(format!("{unit} did not {wanted}"), state))
+}
+
+/// Paths that a step may change, folders first.
+pub(super) fn paths(observed: &Observed, op: &Op) -> Vec<PathBuf> {
+    match op {
+        Op::Put { path, .. } => vec![path.clone()],
+        Op::Enable(_) | Op::Disable(_) | Op::Unmask(_) => {
+            // Disabling removes a folder of links that becomes empty, enabling makes it.
+            let folders: BTreeSet<PathBuf> =
+                observed.links.keys().filter_map(|link| Some(link.parent()?.to_owned())).collect();
+            folders.into_iter().chain(observed.links.keys().cloned()).collect()
+        }
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,115 @@
+//! The trial: the new listener, with nothing changed on disk. A reboot takes it back.
+
+use std::time::{Duration, Instant};
+
+use super::decision::{self, Decision, Verdict};
+use super::journal::Record;
+use super::run::Run;
+use super::{guard, steps};
+use crate::plan::{Op, Role};
+use crate::spec::Confirm;
+use crate::sys::process::Process;
+
+/// How a trial ended.
+pub(super) enum Ended {
+    /// Nothing was changed, and nothing may be.
+    Refused(String),
+    /// It has to be taken back.
+    Failed(String),
+    /// Somebody decided.
+    Decided(Decision),
+}
+
+/// Makes everything ready, tries the new listener, and waits for the decision.
+pub(super) fn run(run: &mut Run) -> Ended {
+    if let Err(why) = prepare(run) {
+        return Ended::Refused(why);
+    }
+    let deadline = Instant::now() + run.limit();
+    if let Err(why) = try_out(run, deadline) {
+        return Ended::Failed(why);
+    }
+    match decide(run, deadline) {
+        Ok(decision) => Ended::Decided(decision),
+        Err(why) => Ended::Failed(why),
+    }
+}
+
+/// Refuses a host that has moved on; then images, recovery, guard.
+fn prepare(run: &mut Run) -> Result<(), String> {
+    let now = run.machine.observe().map_err(|error| error.to_string())?;
+    let moved = run.before.differences(&now, false);
+    if !moved.is_empty() {
+        return Err(format!("the host has changed since the plan was made: {}", moved.join("; ")));
+    }
+    let files = run.machine.files();
+    let mut paths = Vec::new();
+    for (_, step) in run.trial().into_iter().chain(run.permanent()) {
+        for path in steps::paths(&run.before, &step.op) {
+            if !paths.iter().any(|(known, _)| *known == path) {
+                let image = files.image(&path).map_err(|error| error.to_string())?;
+                paths.push((path, image));
+            }
+        }
+    }
+    let own = guard::own_images(files, &run.id).map_err(|error| error.to_string())?;
+    run.record(Record::Images { paths, own }).map_err(|error| error.to_string())?;
+    guard::arm(run).map_err(|error| error.to_string())
+}
+
+/// Brings the trial's listener up and speaks to it.
+fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
+    for (index, step) in run.trial() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        steps::execute(run, index, &step, left).map_err(|error| error.to_string())?;
+    }
+    let listens = run.trial().into_iter().find_map(|(_, step)| match step.op {
+        Op::Listen(bridge) if bridge.role == Role::Trial => Some(bridge.endpoints),
+        _ => None,
+    });
+    let Some(endpoints) = listens else { return Ok(()) };
+    let faults = run.machine.greet(&endpoints, &run.before).map_err(|error| error.to_string())?;
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
+}
+
+/// Decides, or waits for whoever does.
+fn decide(run: &mut Run, deadline: Instant) -> Result<Decision, String> {
+    let listener = listener(run);
+    let by_probe = run.terms.as_ref().is_none_or(|terms| terms.confirm == Confirm::Probe);
+    // Without a trial there is nothing that a person could try.
+    let Some(listener) = listener.filter(|_| !by_probe) else {
+        return decided(run, Verdict::Commit, "the new listener answers");
+    };
+    run.record(Record::Waiting).map_err(|error| error.to_string())?;
+    let mut checked = Instant::now();
+    loop {
+        let stands = decision::read(run.machine.files(), &run.id);
+        if let Some(decision) = stands.map_err(|error| error.to_string())? {
+            return Ok(decision);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return decided(run, Verdict::Rollback, "nobody confirmed in time");
+        }
+        if !listener.lives() {
+            return decided(run, Verdict::Rollback, "the sshd of the trial has ended");
+        }
+        if checked.elapsed() > Duration::from_secs(1) {
+            guard::keep_armed(run, left).map_err(|error| error.to_string())?;
+            checked = Instant::now();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn decided(run: &Run, verdict: Verdict, why: &str) -> Result<Decision, String> {
+    decision::decide(run.machine.files(), &run.id, verdict, why).map_err(|error| error.to_string())
+}
+
+/// The sshd of the trial.
+pub(super) fn listener(run: &Run) -> Option<Process> {
+    run.records().iter().rev().find_map(|record| match record {
+        Record::Trial { listener } => Some(listener.clone()),
+        _ => None,
+    })
+}

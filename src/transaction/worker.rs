@@ -1,0 +1,187 @@
+//! The process that does a transaction: a service of systemd's, outside any session. It can die at
+//! any instant; whoever goes on finds in the journal and the decision what there is to do.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::decision::{self, Decision, Verdict};
+use super::guard::{self, worker_unit};
+use super::journal::{self, Record};
+use super::lock::Lock;
+use super::machine::{Machine, RealMachine};
+use super::run::{Run, cause_of};
+use super::trial::Ended;
+use super::{Outcome, permanent, rollback, trial};
+use crate::error::Error;
+use crate::plan::Op;
+use crate::sys::SysError;
+
+/// How long the one who began may keep the lock.
+const HANDOVER: Duration = Duration::from_secs(60);
+/// How long the guard gives a worker to act on a decision: to take back, or to make permanent.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE_PERMANENT: Duration = Duration::from_secs(180);
+
+/// Does a transaction, from wherever it is to its end.
+///
+/// # Errors
+/// Where it could not be taken on, or its journal not be closed: it has to be tried again.
+pub fn work(machine: &dyn Machine, id: &str) -> Result<Outcome, Error> {
+    let Some(lock) = Lock::wait(machine.files(), HANDOVER)? else {
+        return Err(SysError::new(format!("cannot go on with {id}"), "the lock is taken").into());
+    };
+    work_locked(machine, id, &lock)
+}
+
+fn work_locked(machine: &dyn Machine, id: &str, _lock: &Lock) -> Result<Outcome, Error> {
+    let mut run = Run::open(machine, id)?;
+    if let Some(outcome) = run.outcome() {
+        guard::stand_down(machine, id, run.records());
+        return Ok(outcome);
+    }
+    let taken_before = run.has(|record| matches!(record, Record::Taken { .. }));
+    run.record_if_possible(Record::Taken { boot: machine.boot() });
+    if let Some(cause) = cause_of(run.records()) {
+        return Ok(rollback::run(&mut run, &cause));
+    }
+    let decision = match decision::read(machine.files(), id)? {
+        Some(decision) => decision,
+        None if taken_before || run.terms.is_none() => {
+            let why = "it was interrupted before anybody had confirmed";
+            decision::decide(machine.files(), id, Verdict::Rollback, why)?
+        }
+        None => match trial::run(&mut run) {
+            Ended::Refused(why) => {
+                guard::close(&mut run, "refused", Some(&why))?;
+                return Ok(Outcome::Refused { cause: why });
+            }
+            Ended::Failed(why) => {
+                let stands = decision::decide(machine.files(), id, Verdict::Rollback, &why);
+                // On a full disk there is no decision; the record of the rollback stands for it.
+                if let Err(error) = stands {
+                    tracing::warn!(%error, "going back without it");
+                }
+                return Ok(rollback::run(&mut run, &why));
+            }
+            Ended::Decided(decision) => decision,
+        },
+    };
+    carry_out(&mut run, &decision)
+}
+
+fn carry_out(run: &mut Run, decision: &Decision) -> Result<Outcome, Error> {
+    if decision.verdict == Verdict::Rollback {
+        return Ok(rollback::run(run, &decision.why));
+    }
+    match permanent::make(run) {
+        Ok(()) => {
+            guard::close(run, "applied", None)?;
+            Ok(Outcome::Applied)
+        }
+        Err(cause) => Ok(rollback::run(run, &cause)),
+    }
+}
+
+/// The guard: its time has come. Undoes what nobody has confirmed, whatever has become of the
+/// worker.
+///
+/// # Errors
+/// Where that cannot be done: it has to be tried again.
+pub fn guard(machine: &RealMachine, id: &str) -> Result<Outcome, Error> {
+    let files = machine.files();
+    let records = journal::read(files, id)?;
+    if !journal::is_open(&records) {
+        guard::stand_down(machine, id, &records);
+        return Ok(super::run::outcome_of(&records).unwrap_or(Outcome::Applied));
+    }
+    let why = "nobody confirmed in time";
+    let decision = decision::decide(files, id, Verdict::Rollback, why)?;
+    let patience = match decision.verdict {
+        Verdict::Rollback => PATIENCE,
+        Verdict::Commit => PATIENCE_PERMANENT,
+    };
+    loop {
+        if let Some(lock) = Lock::wait(files, patience)? {
+            return work_locked(machine, id, &lock);
+        }
+        tracing::warn!("the worker of transaction {id} does not come to an end; killing it");
+        for unit in [worker_unit(id), guard::RESUME.to_owned()] {
+            if let Err(error) = machine.kill(&unit) {
+                tracing::debug!(%error, "not killed");
+            }
+        }
+    }
+}
+
+/// At boot, before anything of sshd's has started: makes the files those of one state, and tells
+/// systemd which units that state has. The rest is done, and proven, once sshd runs.
+///
+/// # Errors
+/// Where the files cannot be made so.
+pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
+    let Some(_lock) = Lock::wait(machine.files(), HANDOVER)? else { return Ok(()) };
+    let mut run = Run::open(machine, id)?;
+    if run.outcome().is_some() {
+        return Ok(());
+    }
+    run.record_if_possible(Record::Taken { boot: machine.boot() });
+    let decision = decision::read(machine.files(), id)?;
+    let forward = cause_of(run.records()).is_none()
+        && decision.is_some_and(|decision| decision.verdict == Verdict::Commit);
+    let put = if forward { forward_files(&run) } else { backward_files(&run) };
+    put?;
+    let mut done = machine.reload();
+    // The jobs that this boot began with were made from the files as they were.
+    for (unit, active) in running_units(&run, forward) {
+        let method = if active { "StartUnit" } else { "StopUnit" };
+        done = done.and(machine.enqueue(method, &unit));
+    }
+    Ok(done?)
+}
+
+/// Every file and link of the new state; what failed is for the way back, once sshd runs.
+fn forward_files(run: &Run) -> Result<(), SysError> {
+    let machine = run.machine;
+    for (_, step) in run.permanent() {
+        match &step.op {
+            Op::Put { path, image } => machine.files().put(path, image)?,
+            Op::Enable(unit) => machine.enable(unit)?,
+            Op::Disable(unit) => machine.disable(unit)?,
+            Op::Unmask(unit) => machine.unmask(unit)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn backward_files(run: &Run) -> Result<(), SysError> {
+    for (path, image) in rollback::paths(run.records()) {
+        rollback::put_back(run.machine.files(), &path, &image)?;
+    }
+    Ok(())
+}
+
+/// Which units the state has, and whether they run.
+fn running_units(run: &Run, forward: bool) -> Vec<(String, bool)> {
+    if forward {
+        let expected = run.expect.units.iter();
+        return expected.map(|unit| (unit.name.clone(), unit.active.unwrap_or(false))).collect();
+    }
+    [&run.before.socket, &run.before.service]
+        .into_iter()
+        .filter(|unit| unit.exists())
+        .map(|unit| (unit.name.clone(), unit.is_enabled()))
+        .collect()
+}
+
+/// The command line of the process that goes on with a transaction: its own copy of harden, or,
+/// where that is gone, this program.
+pub fn command(machine: &dyn Machine, id: &str) -> Vec<String> {
+    let pinned = super::run::pinned(id);
+    let program = if machine.files().exists(&pinned) {
+        pinned
+    } else {
+        std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/local/bin/harden"))
+    };
+    vec![program.display().to_string(), "worker".to_owned(), id.to_owned()]
+}
