@@ -9,7 +9,7 @@ use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::plan::Expectation;
 use crate::sshd::options;
 use crate::sys::probe::{Answer, key_exchange};
-use crate::sys::{Command, Files};
+use crate::sys::{Command, Files, SysError};
 use crate::validate;
 
 /// Something that should hold and does not, as one sentence.
@@ -99,8 +99,16 @@ pub fn answers(
     let known_hosts = write_known_hosts(files, observed)?;
     let mut faults = Vec::new();
     let mut notes = Vec::new();
-    for endpoint in &expect.endpoints {
-        match key_exchange(endpoint.ip(), endpoint.port(), &known_hosts)? {
+    let known_hosts = &known_hosts;
+    let knock = |at: SocketAddr| move || key_exchange(at.ip(), at.port(), known_hosts);
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let knocking: Vec<_> =
+            expect.endpoints.iter().map(|at| (at, scope.spawn(knock(*at)))).collect();
+        knocking.into_iter().map(|(at, knock)| (at, knock.join())).collect()
+    });
+    for (endpoint, answer) in answers {
+        let lost = |_| SysError::new(format!("cannot speak to {endpoint}"), "the probe is lost");
+        match answer.map_err(lost)?? {
             Answer::KeyExchange => {}
             Answer::Penalised => notes.push(format!(
                 "{endpoint} answers, but turns loopback away for now (PerSourcePenalties)"
