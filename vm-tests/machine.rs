@@ -165,11 +165,11 @@ impl Machine {
         }
     }
 
-    fn server_net(&self) -> String {
+    pub(crate) fn server_net(&self) -> String {
         format!("{}s", self.id)
     }
 
-    fn client_net(&self) -> String {
+    pub(crate) fn client_net(&self) -> String {
         format!("{}c", self.id)
     }
 

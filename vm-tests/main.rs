@@ -10,9 +10,11 @@
 )]
 
 mod bench;
+mod campaign;
 mod contract;
 mod dirty;
 mod faults;
+mod gap;
 mod machine;
 mod moves;
 mod operator;

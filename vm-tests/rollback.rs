@@ -6,6 +6,8 @@ on_debian!(
     only_one_address_family_comes_up,
     the_service_does_not_start,
     the_file_system_is_full,
+    nobody_could_talk_to_it,
+    an_orphan_that_appears_meanwhile_fails_the_proof,
     a_planted_orphan_is_ended,
 );
 
@@ -74,6 +76,33 @@ mod cases {
             assert!(old.lives() && theirs.lives(), "a session died");
             assert_for_good(&mut machine, &Want::service(2222));
         }
+    }
+
+    /// sshd accepts the setting and listens, and no client of today can exchange keys with it.
+    pub(super) fn nobody_could_talk_to_it(suite: Suite) {
+        let machine = Machine::boot(suite, |root| root.socket_owns_port(suite));
+        machine.spec("version: 1\nssh: {port: 2222, settings: {Ciphers: 3des-cbc}}\n");
+        let failed = unchanged(&machine, || machine.apply().code(4));
+        assert!(failed.stderr.contains("no SSH key exchange"), "{failed:?}");
+        assert_state(&machine, &Want::socket(22));
+    }
+
+    /// The new ssh.service brings a second sshd with it, on a port that nobody asked for.
+    pub(super) fn an_orphan_that_appears_meanwhile_fails_the_proof(suite: Suite) {
+        let mut machine = Machine::boot(suite, |root| {
+            root.write(
+                "/etc/systemd/system/ssh.service.d/orphan.conf",
+                "[Service]\nExecStartPost=/bin/sh -c 'if grep -rqs \"^Port 2222\" /etc/ssh; then \
+                 setsid /usr/sbin/sshd -D -p 2299 & sleep 0.5; fi'\n",
+            );
+        });
+        let mut old = machine.session(22);
+        machine.spec(MOVE);
+        let failed = unchanged(&machine, || machine.apply().code(4));
+        assert!(failed.stderr.contains("still listens for SSH"), "{failed:?}");
+        assert!(old.lives(), "the old session died");
+        machine.reboot();
+        assert_state(&machine, &Want::service(22));
     }
 
     /// No room for the drop-in: nothing may be half written.

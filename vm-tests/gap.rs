@@ -1,0 +1,161 @@
+//! Promise 1: at every instant somebody listens. The kernel's own table is polled, from a thread in
+//! the machine's network namespace, and a prober connects from outside.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::machine::{Machine, Suite, V4};
+use crate::on_debian;
+use crate::operator::socket_system;
+
+on_debian!(somebody_listens_at_every_instant);
+
+/// What one watch saw.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Seen {
+    /// How often was looked.
+    looks: u64,
+    /// How often nobody listened.
+    deaf: u64,
+    /// The longest time between two looks at which somebody listened, if there was a deaf one in
+    /// between.
+    pub(crate) longest: Duration,
+}
+
+/// A look that is repeated until the watch is over.
+pub(crate) struct Watch {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Seen>,
+}
+
+impl Watch {
+    /// Repeats a look in a network namespace; it says whether somebody listened.
+    fn start(namespace: &str, look: impl Fn() -> bool + Send + 'static) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (ended, path) = (over.clone(), format!("/run/netns/{namespace}"));
+        let thread = std::thread::spawn(move || {
+            setns(File::open(path).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+            let mut seen = Seen::default();
+            let mut heard = Instant::now();
+            let mut deaf = false;
+            while !ended.load(Ordering::Relaxed) {
+                let before = Instant::now();
+                seen.looks += 1;
+                if look() {
+                    if deaf {
+                        seen.longest = seen.longest.max(before - heard);
+                    }
+                    (heard, deaf) = (before, false);
+                } else {
+                    seen.deaf += 1;
+                    deaf = true;
+                }
+            }
+            seen
+        });
+        Self { over, thread }
+    }
+
+    /// Polls the kernel's table for a listener on any of the ports.
+    pub(crate) fn table(machine: &Machine, ports: &'static [u16]) -> Self {
+        Self::start(&machine.server_net(), move || {
+            ["tcp", "tcp6"].iter().any(|table| {
+                let path = format!("/proc/thread-self/net/{table}");
+                listens(&std::fs::read_to_string(path).unwrap(), ports)
+            })
+        })
+    }
+
+    /// Connects from outside to each of the ports in turn.
+    fn prober(machine: &Machine, ports: &'static [u16]) -> Self {
+        Self::start(&machine.client_net(), move || {
+            std::thread::sleep(Duration::from_millis(5));
+            ports.iter().any(|port| {
+                let at = SocketAddr::new(V4.parse().unwrap(), *port);
+                TcpStream::connect_timeout(&at, Duration::from_secs(1)).is_ok()
+            })
+        })
+    }
+
+    pub(crate) fn end(self) -> Seen {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Whether a table of proc_pid_net(5) has a listening socket (state 0A) on any of the ports.
+fn listens(table: &str, ports: &[u16]) -> bool {
+    table.lines().skip(1).any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let local = fields.next().and_then(|local| local.rsplit_once(':'));
+        let port = local.and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
+        let state = fields.nth(1);
+        state == Some("0A") && port.is_some_and(|port| ports.contains(&port))
+    })
+}
+
+/// Moves there and back again, under watch.
+fn moves(machine: &Machine, times: usize) -> (Seen, Seen) {
+    const PORTS: &[u16] = &[22, 2222];
+    // Connects that say nothing are not to count against their address.
+    machine.root().append("/etc/ssh/sshd_config", "MaxStartups 1000\n");
+    machine.exec(
+        "sshd -T 2>&1 | grep -qi persourcepenalties && \
+                  echo 'PerSourcePenalties no' >> /etc/ssh/sshd_config; systemctl stop ssh.service",
+    );
+    let (table, prober) = (Watch::table(machine, PORTS), Watch::prober(machine, PORTS));
+    for _ in 0..times {
+        machine.apply().code(0);
+        machine.exec("harden rollback -y").code(0);
+    }
+    (table.end(), prober.end())
+}
+
+mod cases {
+    use super::*;
+
+    pub(super) fn somebody_listens_at_every_instant(suite: Suite) {
+        let machine = socket_system(suite);
+        let (table, prober) = moves(&machine, 2);
+        assert!(table.looks > 1000 && prober.looks > 100, "{table:?} {prober:?}");
+        assert_eq!((table.deaf, prober.deaf), (0, 0), "{table:?} {prober:?}");
+    }
+}
+
+/// The long form: at least a hundred moves, and the gap on an unchanged port against a restart's.
+#[test]
+#[ignore = "a benchmark: run it with vm-tests/bench"]
+fn gaps() {
+    let machine = socket_system(Suite::Trixie);
+    let (table, prober) = moves(&machine, 50);
+    println!("100 moves: {} looks at the table, {} of them deaf", table.looks, table.deaf);
+    println!("100 moves: {} connects from outside, {} of them refused", prober.looks, prober.deaf);
+
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for tries in 0..30 {
+        let watch = Watch::table(&machine, &[22]);
+        machine.sh("systemctl reset-failed ssh.service; systemctl restart ssh.service");
+        theirs.push(watch.end().longest);
+        let tries = tries % 2 + 3;
+        machine.spec(&format!("version: 1\nssh: {{settings: {{MaxAuthTries: {tries}}}}}\n"));
+        let watch = Watch::table(&machine, &[22]);
+        machine.apply().code(0);
+        ours.push(watch.end().longest);
+    }
+    let median = |times: &mut Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1000.0
+    };
+    let (ours, theirs) = (median(&mut ours), median(&mut theirs));
+    println!(
+        "same port: longest gap of an apply {ours:.1} ms / restart {theirs:.1} ms = {:.2}",
+        ours / theirs
+    );
+}
