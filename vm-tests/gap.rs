@@ -75,7 +75,8 @@ impl Watch {
     /// Connects from outside to each of the ports in turn.
     fn prober(machine: &Machine, ports: &'static [u16]) -> Self {
         Self::start(&machine.client_net(), move || {
-            std::thread::sleep(Duration::from_millis(5));
+            // Below systemd's limit for activations (systemd.socket(5), TriggerLimitBurst=).
+            std::thread::sleep(Duration::from_millis(20));
             ports.iter().any(|port| {
                 let at = SocketAddr::new(V4.parse().unwrap(), *port);
                 TcpStream::connect_timeout(&at, Duration::from_secs(1)).is_ok()
@@ -123,7 +124,7 @@ mod cases {
     pub(super) fn somebody_listens_at_every_instant(suite: Suite) {
         let machine = socket_system(suite);
         let (table, prober) = moves(&machine, 2);
-        assert!(table.looks > 1000 && prober.looks > 100, "{table:?} {prober:?}");
+        assert!(table.looks > 1000 && prober.looks > 50, "{table:?} {prober:?}");
         assert_eq!((table.deaf, prober.deaf), (0, 0), "{table:?} {prober:?}");
     }
 }

@@ -212,6 +212,18 @@ impl Observed {
         moved
     }
 
+    /// The units that have to be stopped before anything else may listen, the socket first: those
+    /// that run, and ssh.service where the next connection may start it at any moment.
+    pub fn to_release(&self) -> Vec<&Unit> {
+        let on_demand = self.socket.is_active() && !self.socket.accept;
+        let mut units: Vec<&Unit> =
+            Some(&self.socket).filter(|unit| unit.is_active()).into_iter().collect();
+        if self.service.exists() && (self.service.is_active() || on_demand) {
+            units.push(&self.service);
+        }
+        units
+    }
+
     /// Files of sshd and of the two units that are not as they were.
     pub fn edited(&self, now: &Self) -> BTreeSet<PathBuf> {
         let (was, is) = (self.texts(), now.texts());

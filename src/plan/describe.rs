@@ -86,6 +86,8 @@ fn unit_changes(observed: &Observed, units: &Transition) -> Vec<Change> {
         let mut stopped = false;
         for op in units.steps().map(|step| &step.op) {
             let (changed, name) = match op {
+                // Stopped in case a connection starts it meanwhile.
+                Op::Stop(name) if *name == unit.name && !unit.is_active() => continue,
                 Op::Stop(name) => ((Some("inactive"), None), name),
                 Op::Start(name) | Op::Restart(name) => ((Some("active"), None), name),
                 Op::Enable(name) => ((None, Some("enabled")), name),

@@ -122,10 +122,8 @@ fn transition(
         ));
     };
     let step = |op| Step { op, why: why.to_owned() };
-    let release = [&observed.socket, &observed.service]
-        .into_iter()
-        .filter(|unit| unit.is_active())
-        .map(|unit| step(Op::Stop(unit.name.clone())));
+    let release = observed.to_release().into_iter();
+    let release = release.map(|unit| step(Op::Stop(unit.name.clone())));
     let mut settle = links;
     if !settle.is_empty() {
         settle.push(step(Op::Reload));

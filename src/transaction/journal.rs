@@ -203,10 +203,12 @@ pub fn path(id: &str) -> PathBuf {
     Path::new(STATE).join(format!("{id}.journal"))
 }
 
-/// Time and chance: sorts by age, never repeats.
+/// Time, to the millisecond, and chance: sorts by age, never repeats.
 fn new_id() -> Result<String, SysError> {
-    let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-    Ok(format!("{now}-{}", sys::random_hex(3)?))
+    let now = jiff::Timestamp::now();
+    let millisecond = now.subsec_millisecond();
+    let time = now.strftime("%Y%m%dT%H%M%S");
+    Ok(format!("{time}.{millisecond:03}Z-{}", sys::random_hex(3)?))
 }
 
 fn encode(record: &Record) -> Result<String, serde_json::Error> {

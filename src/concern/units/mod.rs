@@ -155,10 +155,9 @@ impl Planner<'_> {
     ) -> Transition {
         let (service, socket) = (&self.observed.service, &self.observed.socket);
         let mut release = Steps::default();
-        for (unit, why) in [(socket, why.0), (service, why.1)] {
-            if take.is_some() && unit.is_active() {
-                release.push(Op::Stop(unit.name.clone()), why);
-            }
+        for unit in self.observed.to_release().into_iter().filter(|_| take.is_some()) {
+            let why = if unit.name == socket.name { why.0 } else { why.1 };
+            release.push(Op::Stop(unit.name.clone()), why);
         }
         Transition {
             release: release.0,
