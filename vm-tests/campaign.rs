@@ -103,7 +103,8 @@ fn killed_on_the_way_back(stride: usize) {
     let decide = "{\"verdict\":\"rollback\",\"why\":\"a test\"}";
     for at in (1..).step_by(stride) {
         let id = campaign.begin();
-        campaign.run(&id, "worker", "rename", "signal=SIGKILL", 12);
+        // It dies when it has begun to make the change permanent; the decision is forged after that.
+        campaign.run(&id, "worker", "rename", "signal=SIGKILL", 5);
         campaign.machine.root().write(&format!("/var/lib/harden/{id}.decision"), decide);
         let killed = campaign.run(&id, "worker", ALL, "signal=SIGKILL", at);
         campaign.settle(&id, &format!("killed on the way back at call {at}"));

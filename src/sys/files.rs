@@ -231,6 +231,7 @@ impl Files {
         let what = || format!("cannot write {}", path.display());
         let failed = |error: std::io::Error| SysError::new(what(), error);
         let folder = real.parent().ok_or_else(|| SysError::new(what(), "it has no folder"))?;
+        self.clear_beside(path);
         match image {
             Image::Absent => {
                 let removed = match fs::symlink_metadata(&real) {
@@ -254,7 +255,6 @@ impl Files {
             }
             Image::Symlink { target } => {
                 let beside = beside(&real);
-                let _ = fs::remove_file(&beside);
                 std::os::unix::fs::symlink(target, &beside).map_err(failed)?;
                 fs::rename(&beside, &real).map_err(failed)?;
             }
@@ -263,6 +263,11 @@ impl Files {
             }
         }
         sync_folder(folder).map_err(failed)
+    }
+
+    /// Removes what a write that was killed may have left beside a path.
+    pub fn clear_beside(&self, path: &Path) {
+        let _ = fs::remove_file(beside(&self.real(path)));
     }
 
     /// Creates the missing folders above and at `path` with the given mode.

@@ -3,8 +3,9 @@
 //! Read over sock_diag(7), which also tells whether an IPv6 socket serves IPv4
 //! (`IPV6_V6ONLY`); systemd's `Listen` property is configuration, not reality.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
@@ -58,6 +59,33 @@ pub fn held_by(pid: u32) -> Result<Vec<SocketAddr>> {
         .into_iter()
         .filter(|socket| socket.holders.iter().any(|holder| holder.pid == pid));
     Ok(held.map(|socket| SocketAddr::new(socket.address, socket.port)).collect())
+}
+
+/// The listening sockets that one process holds, by inode; none where systemd holds them too.
+pub fn inodes_of(pid: u32) -> Result<BTreeSet<u64>> {
+    let held = listening()?.into_iter().filter(|socket| {
+        let holds = |pid: u32| socket.holders.iter().any(|holder| holder.pid == pid);
+        holds(pid) && !holds(1)
+    });
+    Ok(held.map(|socket| socket.inode).collect())
+}
+
+/// Waits until none of these sockets is there any more, at most `limit`; says whether that came.
+///
+/// An sshd that ends may leave a child that it has just forked for a connection, and that has not
+/// closed the listener yet: the port is taken until it has.
+pub fn await_closed(inodes: &BTreeSet<u64>, limit: Duration) -> Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let open = [dump(AF_INET)?, dump(AF_INET6)?];
+        if !open.iter().flatten().any(|socket| inodes.contains(&socket.inode)) {
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn dump(family: u8) -> Result<Vec<Socket>> {

@@ -175,6 +175,13 @@ pub(super) fn stand_down(machine: &dyn Machine, id: &str, records: &[Record]) {
     }
     heed(machine.files().remove_tree(&bridge::folder(id)));
     heed(machine.files().put(&pinned(id), &Image::Absent));
+    // A decision that was killed before it was made.
+    for path in machine.files().list(Path::new(STATE)) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') && name.contains(id) {
+            heed(machine.files().put(&path, &Image::Absent));
+        }
+    }
 }
 
 /// Whether a process that systemd knows of works on a transaction.

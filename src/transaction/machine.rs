@@ -1,6 +1,7 @@
 //! What the executor needs of a host: a trait, so that a test can fail any step of it.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -77,6 +78,8 @@ pub struct RealMachine {
 const JOB: Duration = Duration::from_secs(90);
 /// How long after a start listeners may take to appear.
 const LISTENERS: Duration = Duration::from_secs(10);
+/// How long a stopped sshd's listener may stay open in a child of it.
+const CLOSED: Duration = Duration::from_secs(2);
 /// sshd's privilege separation folder. ssh.service takes it away when it stops (Debian 11, 12), and
 /// so does each connection of ssh.socket that ends (Debian 11); an sshd that serves meanwhile needs
 /// it for every connection.
@@ -175,7 +178,15 @@ impl Machine for RealMachine {
     }
 
     fn job(&self, method: &'static str, unit: &str, limit: Duration) -> Result<()> {
+        // What a stopped sshd held must be free before anybody else may take it.
+        let held = match method {
+            "StopUnit" => sockets::inodes_of(self.unit(unit)?.main_pid)?,
+            _ => BTreeSet::new(),
+        };
         let result = self.with(|systemd| systemd.job(method, unit, limit.min(JOB)))?;
+        if !held.is_empty() && !sockets::await_closed(&held, CLOSED)? {
+            tracing::warn!("{unit} has stopped, and somebody still holds its listener");
+        }
         job_result(&method.trim_end_matches("Unit").to_lowercase(), unit, &result)
     }
 

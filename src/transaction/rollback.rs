@@ -304,6 +304,7 @@ impl Way<'_, '_> {
 
 /// Puts one path back. A folder that was absent goes only when it is empty again.
 pub(super) fn put_back(files: &Files, path: &Path, image: &Image) -> Result<()> {
+    files.clear_beside(path);
     let now = files.image(path)?;
     if now == *image {
         return Ok(());
