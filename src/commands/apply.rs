@@ -8,6 +8,7 @@ use harden::plan::{Op, Plan, Role};
 use harden::report::{human, json};
 use harden::saved::SavedPlan;
 use harden::spec;
+use harden::sys::process::Process;
 use harden::sys::systemd::Systemd;
 use harden::sys::{self, Files};
 use harden::transaction::follow::{Watcher, follow};
@@ -213,7 +214,7 @@ fn login(observed: &Observed, plan: &Plan) -> Vec<String> {
     let port = port.map_or(22, std::net::SocketAddr::port).to_string();
     let user = std::env::var("SUDO_USER").unwrap_or_else(|_| "root".to_owned());
     // CLIENT PORT SERVER PORT: the address that this very session came in on (ssh(1)).
-    let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
+    let connection = Process::inherited_variable("SSH_CONNECTION").unwrap_or_default();
     let host = connection.split(' ').nth(2).unwrap_or(&observed.host).to_owned();
     let program = sys::own_command();
     let mut words = vec!["ssh".to_owned(), "-p".to_owned(), port];

@@ -287,6 +287,18 @@ mod tests {
         assert_eq!(decode(&bytes), vec![done(1), done(3)]);
     }
 
+    /// Journals of older versions are read for ever.
+    #[test]
+    fn a_journal_of_format_1_is_read() {
+        let records = decode(include_bytes!("../../tests/journals/format-1.journal"));
+        let Some(Record::Begin { format: 1, steps, terms: None, .. }) = records.first() else {
+            panic!("{:?}", records.first())
+        };
+        let done = records.iter().filter(|record| matches!(record, Record::Done { .. })).count();
+        assert_eq!(done, steps.len());
+        assert!(!is_open(&records));
+    }
+
     #[test]
     fn a_flipped_bit_is_noticed() {
         let mut bytes = encode(&done(1)).unwrap().into_bytes();
