@@ -32,7 +32,7 @@ const SOCKET: &str = "ssh.socket";
 
 /// What befalls the n-th operation.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Fault_ {
+enum Mishap {
     /// It fails and does nothing.
     Fails,
     /// It fails, and has done its work all the same.
@@ -62,8 +62,10 @@ struct Fake {
     files: Files,
     host: RefCell<Host>,
     operations: Cell<usize>,
-    fault: Cell<Option<(usize, Fault_)>>,
+    fault: Cell<Option<(usize, Mishap)>>,
     log: RefCell<Vec<String>>,
+    /// Nothing is ever proven, and the old owners do not start again.
+    stubborn: Cell<bool>,
 }
 
 impl Fake {
@@ -81,6 +83,7 @@ impl Fake {
             operations: Cell::new(0),
             fault: Cell::new(None),
             log: RefCell::default(),
+            stubborn: Cell::new(false),
         };
         std::fs::write(root.join("etc/ssh/sshd_config"), "PermitRootLogin no\n").unwrap();
         fake.files.put(Path::new(SOCKETS), &link(SOCKET)).unwrap();
@@ -124,10 +127,10 @@ impl Fake {
         let failed = || Err(SysError::new(what, "failed on purpose"));
         let done = match fault.map(|(_, fault)| fault) {
             None => work(),
-            Some(Fault_::Fails) => failed(),
-            Some(Fault_::FailsLate) => work().and_then(|_| failed()),
-            Some(Fault_::DiesBefore) => panic_any(Dead),
-            Some(Fault_::DiesAfter) => {
+            Some(Mishap::Fails) => failed(),
+            Some(Mishap::FailsLate) => work().and_then(|_| failed()),
+            Some(Mishap::DiesBefore) => panic_any(Dead),
+            Some(Mishap::DiesAfter) => {
                 let _ = work();
                 self.listen_in(what);
                 panic_any(Dead)
@@ -195,6 +198,9 @@ impl Machine for Fake {
 
     fn job(&self, method: &'static str, unit: &str, _: Duration) -> Result<()> {
         self.operation(&format!("{method} {unit}"), || {
+            if self.stubborn.get() && method == "StartUnit" && self.configured() == 22 {
+                return Err(SysError::new(format!("start {unit}"), "failed on purpose"));
+            }
             if method != "StartUnit" {
                 self.stop(unit);
             }
@@ -263,6 +269,9 @@ impl Machine for Fake {
 
     fn prove(&self, expect: &Expectation) -> std::result::Result<(Vec<Fault>, Vec<String>), Error> {
         self.operation("prove", || Ok(()))?;
+        if self.stubborn.get() {
+            return Ok((vec!["failed on purpose".to_owned()], Vec::new()));
+        }
         Ok((verify::state(expect, &self.observe()?), Vec::new()))
     }
 
@@ -476,7 +485,7 @@ fn whatever_fails_the_old_state_comes_back_and_somebody_listens() {
     for port in [2222, 22] {
         let ends = ends(port);
         assert!(ends.operations > 10, "the plan has to reach every operation");
-        for fault in [Fault_::Fails, Fault_::FailsLate] {
+        for fault in [Mishap::Fails, Mishap::FailsLate] {
             for at in 1..=ends.operations {
                 let folder = tempfile::tempdir().unwrap();
                 let fake = Fake::new(folder.path());
@@ -505,7 +514,7 @@ fn a_worker_that_dies_anywhere_is_gone_on_with() {
     quiet();
     for port in [2222, 22] {
         let ends = ends(port);
-        for fault in [Fault_::DiesBefore, Fault_::DiesAfter] {
+        for fault in [Mishap::DiesBefore, Mishap::DiesAfter] {
             for at in 1..=ends.operations {
                 let folder = tempfile::tempdir().unwrap();
                 let fake = Fake::new(folder.path());
@@ -534,10 +543,10 @@ fn a_worker_may_die_twice() {
         for again in (at + 1)..=(at + ends.operations + 8) {
             let folder = tempfile::tempdir().unwrap();
             let fake = Fake::new(folder.path());
-            fake.fault.set(Some((at, Fault_::DiesAfter)));
+            fake.fault.set(Some((at, Mishap::DiesAfter)));
             let id = begin(&fake, 2222, Confirm::Probe);
             assert!(work(&fake, &id).is_none(), "it dies");
-            fake.fault.set(Some((again, Fault_::DiesAfter)));
+            fake.fault.set(Some((again, Mishap::DiesAfter)));
             let _ = work(&fake, &id);
             fake.fault.set(None);
             let new = committed(&fake, &id);
@@ -555,7 +564,7 @@ fn after_a_power_cut_the_boot_ends_in_one_state() {
     quiet();
     for port in [2222, 22] {
         let ends = ends(port);
-        for fault in [Fault_::DiesBefore, Fault_::DiesAfter] {
+        for fault in [Mishap::DiesBefore, Mishap::DiesAfter] {
             for at in 1..=ends.operations {
                 let folder = tempfile::tempdir().unwrap();
                 let fake = Fake::new(folder.path());
@@ -581,91 +590,15 @@ fn a_way_back_that_fails_leaves_a_way_in() {
     let fake = Fake::new(folder.path());
     let id = begin(&fake, 2222, Confirm::Probe);
     // The new owner holds the port; then its proof fails, and so does the old owners' start.
-    let stubborn = Stubborn(fake);
-    let outcome = worker::work(&stubborn, &id).unwrap();
+    fake.stubborn.set(true);
+    let outcome = worker::work(&fake, &id).unwrap();
     assert!(matches!(outcome, Outcome::NeedsOperator { .. }), "{outcome:?}");
-    let fake = &stubborn.0;
     let rescue = fake.host.borrow().active.get(&bridge::unit(&id, Role::Rescue)).cloned();
     assert_eq!(rescue, Some(vec![22]), "{:?}", fake.log.borrow());
     assert!(journal::is_open(&journal::read(fake.files(), &id).unwrap()));
     // The next try finds nothing in its way.
-    assert!(matches!(worker::work(fake, &id), Ok(Outcome::RolledBack { .. })));
+    fake.stubborn.set(false);
+    assert!(matches!(worker::work(&fake, &id), Ok(Outcome::RolledBack { .. })));
     assert!(fake.host.borrow().active.contains_key(SOCKET));
     assert_eq!(fake.host.borrow().deaf, Vec::<String>::new());
-}
-
-/// A host on which nothing is ever proven, and the old owners do not start again.
-struct Stubborn(Fake);
-
-impl Machine for Stubborn {
-    fn files(&self) -> &Files {
-        self.0.files()
-    }
-    fn job(&self, method: &'static str, unit: &str, limit: Duration) -> Result<()> {
-        if method == "StartUnit" && self.0.configured() == 22 {
-            return Err(SysError::new(format!("start {unit}"), "failed on purpose"));
-        }
-        self.0.job(method, unit, limit)
-    }
-    fn unit(&self, name: &str) -> Result<Unit> {
-        self.0.unit(name)
-    }
-    fn enable(&self, unit: &str) -> Result<()> {
-        self.0.enable(unit)
-    }
-    fn disable(&self, unit: &str) -> Result<()> {
-        self.0.disable(unit)
-    }
-    fn unmask(&self, unit: &str) -> Result<()> {
-        self.0.unmask(unit)
-    }
-    fn reload(&self) -> Result<()> {
-        self.0.reload()
-    }
-    fn reset_failed(&self, unit: &str) -> Result<()> {
-        self.0.reset_failed(unit)
-    }
-    fn end(&self, process: &Process) -> Result<()> {
-        self.0.end(process)
-    }
-    fn await_listeners(&self, expect: &Expectation, limit: Duration) -> Result<()> {
-        self.0.await_listeners(expect, limit)
-    }
-    fn prove(&self, _: &Expectation) -> std::result::Result<(Vec<Fault>, Vec<String>), Error> {
-        Ok((vec!["failed on purpose".to_owned()], Vec::new()))
-    }
-    fn greet(
-        &self,
-        at: &[SocketAddr],
-        before: &Observed,
-    ) -> std::result::Result<Vec<Fault>, Error> {
-        self.0.greet(at, before)
-    }
-    fn runs(&self, program: &Path) -> Result<()> {
-        self.0.runs(program)
-    }
-    fn listen(&self, unit: &str, command: &[String], at: &[SocketAddr]) -> Result<Process> {
-        self.0.listen(unit, command, at)
-    }
-    fn silence(&self, unit: &str) -> Result<()> {
-        self.0.silence(unit)
-    }
-    fn arm(&self, name: &str, command: &[String], after: Duration) -> Result<()> {
-        self.0.arm(name, command, after)
-    }
-    fn is_armed(&self, name: &str) -> Result<bool> {
-        self.0.is_armed(name)
-    }
-    fn disarm(&self, name: &str) -> Result<()> {
-        self.0.disarm(name)
-    }
-    fn boot(&self) -> String {
-        self.0.boot()
-    }
-    fn enqueue(&self, method: &'static str, unit: &str) -> Result<()> {
-        self.0.enqueue(method, unit)
-    }
-    fn observe(&self) -> std::result::Result<Observed, Error> {
-        self.0.observe()
-    }
 }
