@@ -439,10 +439,7 @@ impl Drop for Machine {
         if std::thread::panicking() {
             eprintln!(
                 "journal:\n{}",
-                self.exec(
-                    "journalctl -b -n 80 --no-pager -o cat -u 'ssh*' -u 'harden*' -t systemd"
-                )
-                .stdout
+                self.exec("journalctl -b -n 120 --no-pager -o short-precise").stdout
             );
         }
         self.pull_the_plug();

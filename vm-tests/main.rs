@@ -15,6 +15,7 @@ mod contract;
 mod dirty;
 mod faults;
 mod gap;
+mod login;
 mod machine;
 mod moves;
 mod operator;

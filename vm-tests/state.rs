@@ -87,18 +87,7 @@ pub(crate) fn assert_state(machine: &Machine, want: &Want) {
     }
     assert_eq!(served, wanted, "listeners: {listeners:#?}");
 
-    let main: u32 = property(machine, "ssh.service", "MainPID").parse().unwrap();
-    for listener in &listeners {
-        match want.owner {
-            Owner::Service => assert_eq!(listener.pids, [main], "{listener:?}"),
-            Owner::Socket => {
-                assert!(listener.pids.contains(&1), "{listener:?}");
-                let others: Vec<_> =
-                    listener.pids.iter().filter(|pid| **pid != 1 && **pid != main).collect();
-                assert!(others.is_empty(), "{listener:?}");
-            }
-        }
-    }
+    assert_owners(machine, want, &listeners);
     let by_service = want.owner == Owner::Service;
     let state = |unit: &str| (active(machine, unit), enabled(machine, unit));
     if by_service {
@@ -110,6 +99,32 @@ pub(crate) fn assert_state(machine: &Machine, want: &Want) {
     }
     assert_effective(machine, want);
     assert_logins(machine, want);
+}
+
+/// The unit's own processes hold the listeners, and nobody else. What a process has just forked may
+/// hold them for a moment too; an orphan holds them for good.
+#[track_caller]
+fn assert_owners(machine: &Machine, want: &Want, listeners: &[Listener]) {
+    let strange = |listeners: &[Listener]| -> Vec<Listener> {
+        let main: u32 = property(machine, "ssh.service", "MainPID").parse().unwrap();
+        let owned = |listener: &&Listener| match want.owner {
+            Owner::Service => listener.pids == [main],
+            Owner::Socket => {
+                listener.pids.contains(&1)
+                    && listener.pids.iter().all(|pid| *pid == 1 || *pid == main)
+            }
+        };
+        listeners.iter().filter(|listener| !owned(listener)).cloned().collect()
+    };
+    let mut found = strange(listeners);
+    for _ in 0..10 {
+        if found.is_empty() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        found = strange(&ssh_listeners(machine));
+    }
+    assert!(found.is_empty(), "held by others: {found:?}");
 }
 
 fn assert_effective(machine: &Machine, want: &Want) {
@@ -129,7 +144,14 @@ fn assert_effective(machine: &Machine, want: &Want) {
 fn assert_logins(machine: &Machine, want: &Want) {
     for port in &want.ports {
         for (host, serves) in [(V4, want.v4), (V6, want.v6)] {
-            let login = machine.ssh_to(host, *port, "echo in");
+            // Debian 11's ssh@.service takes /run/sshd away when a connection ends, under the next one.
+            let tries = if want.owner == Owner::Socket { 3 } else { 1 };
+            let mut logins = (0..tries).map(|_| machine.ssh_to(host, *port, "echo in"));
+            let login = logins.find(|login| login.stdout == "in\n" || !serves).unwrap_or(Ran {
+                code: 255,
+                stdout: String::new(),
+                stderr: "no login".to_owned(),
+            });
             assert_eq!(login.stdout == "in\n", serves, "{host}:{port}: {login:?}");
         }
     }

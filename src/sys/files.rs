@@ -1,7 +1,7 @@
 //! Files as images: read whole, replaced atomically, restored to the byte.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -148,6 +148,20 @@ impl Files {
         let mut content = Vec::new();
         file.take(limit).read_to_end(&mut content).map_err(failed)?;
         Ok((content, meta))
+    }
+
+    /// The last bytes of a regular file, at most `most`; none where nothing is there.
+    pub fn read_end(&self, path: &Path, most: u64) -> Result<Vec<u8>> {
+        let failed = |error| SysError::new(format!("cannot read {}", path.display()), error);
+        let mut file = match fs::File::open(self.real(path)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let length = file.metadata().map_err(failed)?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(most))).map_err(failed)?;
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).map_err(failed)?;
+        Ok(content)
     }
 
     /// Metadata of what a path leads to; `None` where nothing is there.

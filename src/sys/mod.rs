@@ -13,6 +13,7 @@ pub mod sockets;
 pub mod systemd;
 pub mod transient;
 pub mod units;
+pub mod users;
 
 pub use command::Command;
 pub use files::{Files, Image};

@@ -1,4 +1,4 @@
-//! Knocking on an SSH listener with the system's own client.
+//! Knocking on an SSH listener, and logging in, with the system's own client.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -7,6 +7,23 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Command, Result};
+
+const SSH: &str = "/usr/bin/ssh";
+
+fn options<'a>(options: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
+    options.iter().flat_map(|option| ["-o", option])
+}
+
+/// ssh(1), that asks nothing, reads no one's configuration and believes only these host keys.
+fn client(known_hosts: &Path) -> Command {
+    Command::new(Path::new(SSH))
+        .args(["-F", "/dev/null", "-T"])
+        .args(options(&["BatchMode=yes", "StrictHostKeyChecking=yes", "CheckHostIP=no"]))
+        .args(options(&["GlobalKnownHostsFile=/dev/null", "HostKeyAlias=harden-probe"]))
+        .args(options(&["UpdateHostKeys=no", "ControlPath=none"]))
+        .args(["-o".to_owned(), format!("UserKnownHostsFile={}", known_hosts.display())])
+        .timeout(Duration::from_secs(20))
+}
 
 /// What a listener answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,36 +42,71 @@ pub enum Answer {
 /// The client asks for no authentication method, so nothing is logged as a failed password and no
 /// session starts. A wildcard address is reached over loopback.
 pub fn key_exchange(address: IpAddr, port: u16, known_hosts: &Path) -> Result<Answer> {
-    const SSH: &str = "/usr/bin/ssh";
     let target = match address {
         IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
         IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
         other => other.to_string(),
     };
-    let options = [
-        "BatchMode=yes",
-        "ConnectTimeout=10",
-        "ConnectionAttempts=1",
-        "PreferredAuthentications=none",
-        "PubkeyAuthentication=no",
-        "StrictHostKeyChecking=yes",
-        "CheckHostIP=no",
-        "GlobalKnownHostsFile=/dev/null",
-        "HostKeyAlias=harden-probe",
-        "UpdateHostKeys=no",
-        "ControlPath=none",
-        "LogLevel=DEBUG1",
-    ];
-    let output = Command::new(Path::new(SSH))
-        .args(["-F", "/dev/null", "-T", "-p"])
-        .arg(port.to_string())
-        .args(options.iter().flat_map(|option| ["-o", option]))
-        .arg("-o")
-        .arg(format!("UserKnownHostsFile={}", known_hosts.display()))
+    let output = client(known_hosts)
+        .args(options(&["PreferredAuthentications=none", "PubkeyAuthentication=no"]))
+        .args(options(&["ConnectTimeout=10", "ConnectionAttempts=1", "LogLevel=DEBUG1"]))
+        .args(["-p".to_owned(), port.to_string()])
         .args(["-l", "root", "--", &target, "true"])
-        .timeout(Duration::from_secs(20))
         .run()?;
     Ok(read_answer(&output.stderr))
+}
+
+/// How a login went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Login {
+    /// A command ran as the user.
+    In,
+    /// The key was accepted, and sshd asks for more (`AuthenticationMethods`).
+    Partial,
+    /// Anything else, in the words of sshd or the client.
+    Refused(String),
+}
+
+/// Logs in as `user` with a private key, and runs `true` there. `sshd` is the command line of an
+/// sshd that speaks over its standard input and output and logs to standard error (`-i -e`,
+/// sshd(8)): no network is touched.
+///
+/// # Errors
+/// Where the client cannot be run, or does not end within 20 seconds.
+pub fn login(user: &str, key: &Path, known_hosts: &Path, sshd: &[String]) -> Result<Login> {
+    let words: Vec<String> = sshd.iter().map(|word| shell_quote(word)).collect();
+    let proxy = words.join(" ").replace('%', "%%");
+    let output = client(known_hosts)
+        .args(options(&["PreferredAuthentications=publickey", "PubkeyAuthentication=yes"]))
+        .args(options(&["IdentitiesOnly=yes", "IdentityAgent=none", "LogLevel=VERBOSE"]))
+        .args(["-i".to_owned(), key.display().to_string()])
+        .args(["-o".to_owned(), format!("ProxyCommand={proxy}")])
+        .args(["-l", user, "--", "harden-probe", "true"])
+        .run()?;
+    Ok(read_login(output.status, &output.stderr))
+}
+
+fn shell_quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+fn read_login(status: i32, log: &str) -> Login {
+    if status == 0 {
+        return Login::In;
+    }
+    let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
+    if lines.clone().any(|line| line.contains("partial success")) {
+        return Login::Partial;
+    }
+    // sshd's own reason says more than the client's "Permission denied".
+    let listed = lines.clone().find_map(|line| Some(line.split_once("not allowed because ")?.1));
+    let others = ["Authentication refused", "fatal:", "PAM: ", "locked"];
+    let said = |line: &&str| others.iter().any(|other| line.contains(other));
+    let other = || lines.clone().find(said);
+    let denied = || lines.clone().find(|line| line.contains("Permission denied"));
+    let said = listed.or_else(other).or_else(denied).or_else(|| lines.clone().next_back());
+    let said = said.unwrap_or("no reason was given");
+    Login::Refused(said.to_owned())
 }
 
 fn read_answer(log: &str) -> Answer {
@@ -75,6 +127,25 @@ fn read_answer(log: &str) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logins_are_told_apart() {
+        assert_eq!(read_login(0, "Accepted publickey for root from UNKNOWN"), Login::In);
+        let partial = "Authenticated using \"publickey\" with partial success.\nx: denied";
+        assert_eq!(read_login(255, partial), Login::Partial);
+        let listed = "User root from UNKNOWN not allowed because not listed in AllowUsers";
+        let refused = format!("Starting session\n{listed}\nroot@x: Permission denied (publickey).");
+        let why = "not listed in AllowUsers";
+        assert_eq!(read_login(255, &refused), Login::Refused(why.into()));
+        let denied = "root@harden-probe: Permission denied (publickey).";
+        assert_eq!(read_login(255, &format!("\n{denied}\r\n")), Login::Refused(denied.into()));
+        assert_eq!(read_login(1, ""), Login::Refused("no reason was given".into()));
+    }
+
+    #[test]
+    fn a_shell_reads_words_as_they_are() {
+        assert_eq!(shell_quote("a b'$c"), r"'a b'\''$c'");
+    }
 
     #[test]
     fn answers_are_told_apart() {

@@ -7,6 +7,8 @@ use super::systemd::{Property, Systemd, Value};
 
 /// How long systemd may take to start one.
 const START: Duration = Duration::from_secs(20);
+/// How soon one that died is started again: `DefaultRestartSec=`.
+const AGAIN: Duration = Duration::from_millis(100);
 
 fn text(text: &str) -> Value {
     Value::Text(text.to_owned())
@@ -28,11 +30,14 @@ fn service(description: &str, command: &[String]) -> Vec<Property> {
 /// Starts an sshd of harden's own (systemd.service(5)); returns the job's result.
 ///
 /// Its sessions outlive it, as ssh.service's do, and stopping it leaves sshd's privilege
-/// separation folder where it is.
+/// separation folder where it is. Where it dies or does not come up, systemd tries again, a few
+/// times (`DefaultStartLimitBurst=`).
 pub fn start_sshd(systemd: &Systemd, unit: &str, command: &[String]) -> Result<String> {
     let mut properties = service("harden: an sshd that carries listeners over", command);
     properties.extend([
         ("Type", text("exec")),
+        ("Restart", text("on-failure")),
+        ("RestartUSec", usec(AGAIN)),
         ("KillMode", text("process")),
         ("RuntimeDirectory", Value::Texts(vec!["sshd".to_owned()])),
         ("RuntimeDirectoryMode", Value::Mode(0o755)),
@@ -52,7 +57,7 @@ fn resumed(description: &str, command: &[String]) -> Vec<Property> {
     properties.extend([
         ("Type", text("exec")),
         ("Restart", text("on-failure")),
-        ("RestartUSec", usec(Duration::from_millis(100))),
+        ("RestartUSec", usec(AGAIN)),
         ("StartLimitIntervalUSec", usec(Duration::ZERO)),
         // A fork of its own that hangs must not outlive it.
         ("KillMode", text("control-group")),

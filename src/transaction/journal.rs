@@ -24,6 +24,9 @@ pub const FORMAT: u32 = 2;
 /// Room that is kept for the journal, in bytes, so that a full disk cannot stop the way back.
 const RESERVE: i64 = 256 * 1024;
 
+/// How much of a journal's end is looked at to see whether it is closed, in bytes.
+const END: u64 = 4096;
+
 /// One entry of a journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -238,6 +241,12 @@ pub fn decode(bytes: &[u8]) -> Vec<Record> {
     records
 }
 
+/// The whole records in the last bytes of a journal.
+fn decode_end(bytes: &[u8]) -> Vec<Record> {
+    let from = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    decode(bytes.get(from..).unwrap_or_default())
+}
+
 /// Reads the records of one transaction; none where there is no such journal.
 pub fn read(files: &Files, id: &str) -> Result<Vec<Record>, SysError> {
     Ok(decode(&files.read(&path(id))?.unwrap_or_default()))
@@ -260,6 +269,11 @@ pub fn is_open(records: &[Record]) -> bool {
 /// The newest transaction that did not end, with its records.
 pub fn find_open(files: &Files) -> Result<Option<(String, Vec<Record>)>, SysError> {
     for id in ids(files).into_iter().rev() {
+        // The last record tells; a host with a long history has a lot of journals.
+        let end = files.read_end(&path(&id), END)?;
+        if decode_end(&end).iter().any(|record| matches!(record, Record::Closed { .. })) {
+            continue;
+        }
         let records = read(files, &id)?;
         if is_open(&records) {
             return Ok(Some((id, records)));
@@ -297,6 +311,33 @@ mod tests {
         let done = records.iter().filter(|record| matches!(record, Record::Done { .. })).count();
         assert_eq!(done, steps.len());
         assert!(!is_open(&records));
+    }
+
+    #[test]
+    fn the_end_of_a_journal_is_read_from_its_first_whole_line() {
+        let mut bytes = encode(&done(1)).unwrap().into_bytes();
+        bytes.extend(encode(&done(2)).unwrap().into_bytes());
+        assert_eq!(decode_end(&bytes[5..]), vec![done(2)]);
+        assert_eq!(decode_end(b"torn"), Vec::new());
+    }
+
+    #[test]
+    fn of_many_journals_the_open_one_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::at(folder.path());
+        files.create_folders(Path::new(STATE), 0o700).unwrap();
+        let begin = decode(include_bytes!("../../tests/journals/format-1.journal")).remove(0);
+        let cause = |length: usize| Some("c".repeat(length));
+        let closed = |cause| Record::Closed { outcome: "rolled-back".to_owned(), cause };
+        let mut open = Journal::create(&files, &begin).unwrap();
+        for length in [0, 3000, 9000] {
+            let mut other = Journal::create(&files, &begin).unwrap();
+            other.write(&closed(cause(length))).unwrap();
+            other.note("and a note");
+        }
+        assert_eq!(find_open(&files).unwrap().unwrap().0, open.id());
+        open.write(&closed(None)).unwrap();
+        assert_eq!(find_open(&files).unwrap(), None);
     }
 
     #[test]

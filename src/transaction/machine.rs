@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
@@ -13,7 +14,7 @@ use crate::sys::process::Process;
 use crate::sys::systemd::Systemd;
 use crate::sys::units::Unit;
 use crate::sys::{Command, Files, Result, SysError, boot_id, sockets, transient};
-use crate::verify::{self, Fault};
+use crate::verify::{self, Fault, logins};
 
 /// systemd, files and proof, as the executor uses them.
 pub trait Machine {
@@ -45,6 +46,8 @@ pub trait Machine {
         endpoints: &[SocketAddr],
         before: &Observed,
     ) -> std::result::Result<Vec<Fault>, Error>;
+    /// Tries logins under the planned configuration, meanwhile.
+    fn log_in(&self, asked: logins::Asked) -> JoinHandle<logins::Answer>;
     /// Makes sure that a program runs.
     fn runs(&self, program: &Path) -> Result<()>;
     /// Starts an sshd of harden's own with some arguments, as a transient unit, or finds it
@@ -266,6 +269,10 @@ impl Machine for RealMachine {
         Ok(faults)
     }
 
+    fn log_in(&self, asked: logins::Asked) -> JoinHandle<logins::Answer> {
+        logins::begin(&self.files, asked)
+    }
+
     fn listen(&self, unit: &str, args: &[String], at: &[SocketAddr]) -> Result<Process> {
         let what = format!("{unit} does not listen");
         if !self.unit(unit)?.is_active() {
@@ -273,7 +280,7 @@ impl Machine for RealMachine {
             let mut command = vec![sshd.display().to_string()];
             command.extend(args.iter().cloned());
             let result = self.with(|systemd| transient::start_sshd(systemd, unit, &command))?;
-            job_result("start", unit, &result)?;
+            tracing::debug!("start {unit}: {result}");
         }
         let deadline = Instant::now() + LISTENERS;
         loop {
@@ -284,7 +291,8 @@ impl Machine for RealMachine {
             {
                 return Ok(process);
             }
-            if !now.is_active() {
+            // After a first try that failed it is "activating" for a moment: it is tried again.
+            if matches!(now.active.as_str(), "inactive" | "failed") {
                 return Err(SysError::new(what, format!("sshd ended; see journalctl -u {unit}")));
             }
             if Instant::now() > deadline {

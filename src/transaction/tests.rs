@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::decision::Verdict;
@@ -22,7 +23,7 @@ use crate::sys::files::Meta;
 use crate::sys::process::Process;
 use crate::sys::units::Unit;
 use crate::sys::{Files, Image, Result, SysError};
-use crate::verify::{self, Fault};
+use crate::verify::{self, Fault, logins};
 
 const CONFIG: &str = "/etc/ssh/sshd_config";
 const WANTS: &str = "/etc/systemd/system/multi-user.target.wants/ssh.service";
@@ -66,6 +67,8 @@ struct Fake {
     log: RefCell<Vec<String>>,
     /// Nothing is ever proven, and the old owners do not start again.
     stubborn: Cell<bool>,
+    /// Nobody can log in under the new configuration.
+    unwelcome: Cell<bool>,
 }
 
 impl Fake {
@@ -84,6 +87,7 @@ impl Fake {
             fault: Cell::new(None),
             log: RefCell::default(),
             stubborn: Cell::new(false),
+            unwelcome: Cell::new(false),
         };
         std::fs::write(root.join("etc/ssh/sshd_config"), "PermitRootLogin no\n").unwrap();
         fake.files.put(Path::new(SOCKETS), &link(SOCKET)).unwrap();
@@ -278,6 +282,12 @@ impl Machine for Fake {
     fn greet(&self, _: &[SocketAddr], _: &Observed) -> std::result::Result<Vec<Fault>, Error> {
         self.operation("greet", || Ok(()))?;
         Ok(Vec::new())
+    }
+
+    fn log_in(&self, _: logins::Asked) -> JoinHandle<logins::Answer> {
+        let refused =
+            if self.unwelcome.get() { vec!["failed on purpose".to_owned()] } else { vec![] };
+        std::thread::spawn(|| Ok((refused, Vec::new())))
     }
 
     fn runs(&self, _: &Path) -> Result<()> {
@@ -581,6 +591,20 @@ fn after_a_power_cut_the_boot_ends_in_one_state() {
             }
         }
     }
+}
+
+/// The port answers, and nobody could log in: no decision to commit is ever made.
+#[test]
+fn who_could_not_log_in_is_not_shut_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::new(folder.path());
+    fake.unwelcome.set(true);
+    let ends = Ends { old: fake.state(), new: fake.state(), operations: 0 };
+    let id = begin(&fake, 2222, Confirm::Probe);
+    let outcome = work(&fake, &id).unwrap().unwrap();
+    assert_eq!(outcome, Outcome::RolledBack { cause: "failed on purpose".to_owned() });
+    assert!(!committed(&fake, &id));
+    assert_over(&fake, &id, &ends, false, "unwelcome");
 }
 
 /// The way back fails too: nobody calls that success, and the rescue listens on the old port.

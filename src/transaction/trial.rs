@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use super::decision::{self, Decision, Verdict};
 use super::journal::Record;
 use super::run::Run;
-use super::{guard, steps};
+use super::{bridge, guard, steps};
 use crate::plan::{Op, Role};
 use crate::spec::Confirm;
 use crate::sys::process::Process;
+use crate::verify::logins::Asked;
 
 /// How a trial ended.
 pub(super) enum Ended {
@@ -57,8 +58,9 @@ fn prepare(run: &mut Run) -> Result<(), String> {
     guard::arm(run).map_err(|error| error.to_string())
 }
 
-/// Brings the trial's listener up and speaks to it.
+/// Brings the trial's listener up and speaks to it; where nobody else will, logs in too.
 fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
+    let logins = by_probe(run).then(|| run.machine.log_in(logins_of(run)));
     for (index, step) in run.trial() {
         let left = deadline.saturating_duration_since(Instant::now());
         steps::execute(run, index, &step, left).map_err(|error| error.to_string())?;
@@ -68,16 +70,45 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
         _ => None,
     });
     let Some(endpoints) = listens else { return Ok(()) };
-    let faults = run.machine.greet(&endpoints, &run.before).map_err(|error| error.to_string())?;
+    let mut faults =
+        run.machine.greet(&endpoints, &run.before).map_err(|error| error.to_string())?;
+    if let Some(logins) = logins {
+        let lost = |_| "the logins that were tried are lost".to_owned();
+        let answer = logins.join().map_err(lost)?;
+        let (refused, notes) = answer.map_err(|error| error.to_string())?;
+        faults.extend(refused);
+        for note in notes {
+            run.note(&note);
+        }
+    }
     if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
+}
+
+fn by_probe(run: &Run) -> bool {
+    run.terms.as_ref().is_none_or(|terms| terms.confirm == Confirm::Probe)
+}
+
+/// What a login is tried with; the one who runs harden first.
+fn logins_of(run: &Run) -> Asked {
+    let terms = run.terms.clone();
+    let operator = terms.iter().flat_map(|terms| &terms.login).find_map(|word| {
+        let (user, _) = word.split_once('@')?;
+        Some(user.to_owned())
+    });
+    Asked {
+        before: run.before.clone(),
+        operator,
+        folder: bridge::folder(&run.id),
+        candidate: terms.as_ref().map(|terms| terms.candidate.clone()).unwrap_or_default(),
+        options: terms.map(|terms| terms.options).unwrap_or_default(),
+    }
 }
 
 /// Decides, or waits for whoever does.
 fn decide(run: &mut Run, deadline: Instant) -> Result<Decision, String> {
     let listener = listener(run);
-    let by_probe = run.terms.as_ref().is_none_or(|terms| terms.confirm == Confirm::Probe);
     // Without a trial there is nothing that a person could try.
-    let Some(listener) = listener.filter(|_| !by_probe) else {
+    let Some(listener) = listener.filter(|_| !by_probe(run)) else {
         return decided(run, Verdict::Commit, "the new listener answers");
     };
     run.record(Record::Waiting).map_err(|error| error.to_string())?;

@@ -1,8 +1,10 @@
 //! The proof: what must hold is compared with what is there, and every listener is spoken to.
 
+pub mod logins;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner, Verdict};
@@ -96,7 +98,7 @@ pub fn answers(
     expect: &Expectation,
     observed: &Observed,
 ) -> Result<(Vec<Fault>, Vec<String>), Error> {
-    let known_hosts = write_known_hosts(files, observed)?;
+    let known_hosts = write_known_hosts(files, Path::new("/run/harden"), observed)?;
     let mut faults = Vec::new();
     let mut notes = Vec::new();
     let known_hosts = &known_hosts;
@@ -119,9 +121,9 @@ pub fn answers(
     Ok((faults, notes))
 }
 
-/// A known_hosts file with this host's own public keys, for the probe.
-fn write_known_hosts(files: &Files, observed: &Observed) -> Result<std::path::PathBuf, Error> {
-    let path = Path::new("/run/harden/known_hosts").to_owned();
+/// A known_hosts file with this host's own public keys, for a probe.
+fn write_known_hosts(files: &Files, folder: &Path, observed: &Observed) -> Result<PathBuf, Error> {
+    let path = folder.join("known_hosts");
     let keys: &[String] = match &observed.effective {
         Verdict::Valid(effective) => effective.host_keys(),
         _ => &[],

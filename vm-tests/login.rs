@@ -1,0 +1,97 @@
+//! `--confirm probe` logs in by itself: a change that would shut every administrator out is taken
+//! back though the port answers, and one that lets somebody in is made.
+
+use crate::machine::{Machine, Ran, Suite};
+use crate::on_debian;
+use crate::operator::socket_system;
+use crate::state::{Want, assert_closed, assert_state, unchanged};
+
+on_debian!(who_would_be_shut_out_stops_it, who_can_log_in_is_enough);
+
+fn apply(machine: &Machine, settings: &str) -> Ran {
+    machine.spec(&format!(
+        "version: 1\nssh: {{port: 2222, socket: disabled, settings: {settings}}}\n"
+    ));
+    machine.exec("harden apply -y --confirm probe spec.yaml")
+}
+
+/// What was said, in one line.
+fn unwrapped(ran: &Ran) -> String {
+    ran.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// No process of a login, and no key, is left.
+#[track_caller]
+fn assert_no_trace(machine: &Machine) {
+    assert_closed(machine);
+    assert_eq!(machine.exec("pgrep -f '[s]shd.* -i '").stdout, "");
+    assert_eq!(machine.exec("ls -d /run/harden/2*").stdout, "");
+}
+
+mod cases {
+    use super::*;
+
+    pub(super) fn who_would_be_shut_out_stops_it(suite: Suite) {
+        let machine = socket_system(suite);
+        let cases = [
+            ("{AllowUsers: nobody}", "not listed in AllowUsers"),
+            ("{DenyGroups: [root, sudo]}", "DenyGroups"),
+            ("{PubkeyAuthentication: no}", "Permission denied"),
+        ];
+        for (settings, reason) in cases {
+            let back = unchanged(&machine, || apply(&machine, settings).code(4));
+            let said = unwrapped(&back);
+            for part in ["nobody could log in with a key any more: root (", "deploy (", reason] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+            assert_no_trace(&machine);
+        }
+        assert_state(&machine, &Want::socket(22));
+    }
+
+    pub(super) fn who_can_log_in_is_enough(suite: Suite) {
+        let machine = socket_system(suite);
+        // deploy is an administrator too.
+        let applied = apply(&machine, "{PermitRootLogin: no}").code(0);
+        assert!(unwrapped(&applied).contains("deploy can log in with a key"), "{applied:?}");
+        assert_no_trace(&machine);
+        // The key is accepted; what comes after it is the owner's affair.
+        let applied = apply(&machine, "{AuthenticationMethods: \"publickey,password\"}").code(0);
+        assert!(unwrapped(&applied).contains("asks for more than a key"), "{applied:?}");
+        assert_no_trace(&machine);
+        // Nobody could log in with a key before, so there is nothing to compare with.
+        machine.root().remove("/root/.ssh/authorized_keys");
+        machine.root().remove("/home/deploy/.ssh/authorized_keys");
+        let applied = apply(&machine, "{MaxAuthTries: 3}").code(0);
+        assert!(unwrapped(&applied).contains("no administrator has a key here"), "{applied:?}");
+        assert_no_trace(&machine);
+    }
+}
+
+/// A ForceCommand is somebody's own program: it is not run for a test.
+#[test]
+fn no_command_of_theirs_is_run() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.append(
+            "/etc/ssh/sshd_config",
+            "Match User deploy\n  ForceCommand touch /tmp/was-run\n",
+        );
+    });
+    let applied = apply(&machine, "{MaxAuthTries: 3}").code(0);
+    assert!(unwrapped(&applied).contains("it would run the ForceCommand"), "{applied:?}");
+    assert!(!machine.root().exists("/tmp/was-run"));
+}
+
+/// What the key of a login may do is decided by its type too: it is that of the owner's own key.
+#[test]
+fn the_key_is_of_the_owners_type() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("ssh-keygen -q -t rsa -N '' -f other; cat other.pub > .ssh/authorized_keys; \
+         rm /home/deploy/.ssh/authorized_keys");
+    let applied =
+        apply(&machine, "{PubkeyAcceptedAlgorithms: \"rsa-sha2-512,rsa-sha2-256\"}").code(0);
+    assert!(unwrapped(&applied).contains("root can log in with a key"), "{applied:?}");
+    let back = apply(&machine, "{PubkeyAcceptedAlgorithms: ssh-ed25519}").code(4);
+    assert!(unwrapped(&back).contains("any more: root ("), "{back:?}");
+    assert_no_trace(&machine);
+}
