@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A tree that `vm-tests/prepare` made.
@@ -102,7 +103,8 @@ impl Machine {
     }
 
     fn lay_out(suite: Suite) -> Self {
-        let id = format!("hv{}", std::process::id());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("hv{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = cache().join("machines").join(&id);
         let _ = fs::remove_dir_all(&folder);
         for part in ["upper", "work", "root"] {
@@ -465,6 +467,18 @@ impl Session {
         writeln!(self.input, "alive").is_ok()
             && self.output.read_line(&mut line).is_ok()
             && line == "alive\n"
+    }
+
+    /// Sends a line.
+    pub(crate) fn say(&mut self, line: &str) {
+        writeln!(self.input, "{line}").unwrap();
+    }
+
+    /// Waits for a line.
+    pub(crate) fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
     }
 
     /// Waits for its end, ten seconds at most.
