@@ -126,9 +126,7 @@ impl Machine {
         machine.root().write("/etc/systemd/system.conf.d/brisk.conf", brisk);
         let brisk = "[Service]\nTimeoutStopSec=1s\n";
         machine.root().write("/etc/systemd/system/user@.service.d/brisk.conf", brisk);
-        let bin = machine.root().path("/usr/local/bin/harden");
-        fs::copy(binary(), &bin).unwrap();
-        run("chmod", &["755", &bin.display().to_string()]);
+        machine.root().install(&binary(), "/usr/local/bin/harden");
         machine
     }
 
@@ -523,6 +521,12 @@ impl Root {
 
     pub(crate) fn exists(&self, path: &str) -> bool {
         fs::symlink_metadata(self.path(path)).is_ok()
+    }
+
+    /// Puts a program of the host's there.
+    pub(crate) fn install(&self, program: &Path, path: &str) {
+        let there = self.path(path).display().to_string();
+        run("install", &["-m", "755", &program.display().to_string(), &there]);
     }
 
     /// Makes a file a program.

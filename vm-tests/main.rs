@@ -20,6 +20,7 @@ mod machine;
 mod moves;
 mod operator;
 mod playbooks;
+mod points;
 mod random;
 mod rollback;
 mod state;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::machine::{Machine, Session, Suite, V4};
 use crate::operator::socket_system;
-use crate::state::{Whole, assert_closed};
+use crate::state::{Whole, assert_closed, list_units, wait_until_idle};
 
 /// What happens in the middle of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +65,7 @@ struct Ground {
 impl Ground {
     fn new(suite: Suite, seed: u64) -> Self {
         let machine = socket_system(suite);
+        machine.root().write("/root/same.yaml", "version: 1\nssh: {}\n");
         machine.ssh(22, "true").ok();
         let old = Whole::of(&machine);
         let started = Instant::now();
@@ -154,6 +155,8 @@ impl Ground {
 
     /// Waits for the end, and holds the state against both states; says whether it is the new one.
     fn settle(&mut self, earlier: &str, what: &str) -> bool {
+        // One that was not killed goes on to its end.
+        self.machine.wait_for("end", &format!("! {}", KILL.replace("pkill -9", "pgrep")));
         let id = self.id();
         if id == earlier {
             // It was killed before it had begun.
@@ -163,21 +166,28 @@ impl Ground {
         let journal = format!("/var/lib/harden/{id}.journal");
         // Killed before systemd had a worker to start again: nothing was changed, and the next
         // harden clears up.
-        let nobody = "! harden status | grep -q 'no transaction' && \
-                      [ -z \"$(systemctl list-units --all --no-legend --plain 'harden-*.service')\" ]";
+        let units = list_units();
+        let nobody = format!(
+            "! harden status | grep -q 'no transaction' && ! {units} | grep -q '[.]service'"
+        );
         if self.machine.exec(&format!("{nobody} && sleep 0.5 && {nobody}")).code == 0 {
             let records = self.machine.root().read(&journal);
             assert!(!records.contains("\"taken\""), "{what}: nobody goes on with {id}");
             assert_eq!(Whole::of(&self.machine), self.states[usize::from(self.moved)], "{what}");
             self.machine.exec("harden rollback").code(0);
         }
+        wait_until_idle(&self.machine);
+        // What a power cut leaves of a closed transaction, the next harden clears away.
+        let again = self.machine.exec("harden apply -y --output json same.yaml").code(0);
+        assert!(again.stdout.contains("\"converged\""), "{what}: {again:?}");
         assert_closed(&self.machine);
         let now = Whole::of(&self.machine);
         let old = self.states[usize::from(self.moved)] == now;
         let new = self.states[usize::from(!self.moved)] == now;
         assert!(old || new, "{what}: a mixture: {now:#?}");
         let decision = self.machine.root().read(&format!("/var/lib/harden/{id}.decision"));
-        assert_eq!(new, decision.contains("commit"), "{what}: {decision}");
+        let told = || self.machine.sh("harden history | tail -n 12");
+        assert_eq!(new, decision.contains("commit"), "{what}: {decision}\n{}", told());
         self.moved ^= new;
         let (port, _) = self.ports();
         assert_eq!(self.machine.ssh(port, "echo in").stdout, "in\n", "{what}: no login");

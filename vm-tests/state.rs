@@ -179,18 +179,29 @@ pub(crate) fn assert_for_good(machine: &mut Machine, want: &Want) {
     assert_converged(machine);
 }
 
-/// The transaction is closed, and nothing is left of it but its journal.
+/// Waits until no transaction is open and nobody clears up after one.
 #[track_caller]
-pub(crate) fn assert_closed(machine: &Machine) {
+pub(crate) fn wait_until_idle(machine: &Machine) {
     machine.wait_for_the_end();
-    let states = "--state=active,activating,deactivating,failed";
-    let list = format!("systemctl list-units {states} --all --no-legend --plain 'harden-*'");
+    let list = list_units();
     // One that was killed when all was done is started again, to clear up.
     machine.exec(&format!(
         "for i in $(seq 100); do [ -z \"$({list})\" ] && break; sleep 0.1; done; \
          mkdir -p /run/harden; flock -w 10 /run/harden/lock true"
     ));
-    let units = machine.sh(&list);
+}
+
+/// A command that lists every unit of harden's that does anything.
+pub(crate) fn list_units() -> String {
+    let states = "--state=active,activating,deactivating,failed";
+    format!("systemctl list-units {states} --all --no-legend --plain 'harden-*'")
+}
+
+/// The transaction is closed, and nothing is left of it but its journal.
+#[track_caller]
+pub(crate) fn assert_closed(machine: &Machine) {
+    wait_until_idle(machine);
+    let units = machine.sh(&list_units());
     assert_eq!(units, "", "units are left");
     assert!(!machine.root().exists("/usr/local/lib/systemd"), "recovery is still installed");
     let left =

@@ -107,6 +107,7 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
             Err(ended) => return Ok(*ended),
         };
     }
+    guard::clear_up(&machine);
     let observed = machine.observe_with(Ahead::ask())?;
     if let Some(saved) = &saved {
         saved.check_origin(&name, &spec)?;

@@ -40,6 +40,7 @@ fn rolled_back(args: &RollbackArgs, format: Format) -> Result<Ended, Error> {
         return take_back(&machine, &id, &records);
     }
     let lock = Lock::take(&files)?;
+    guard::clear_up(&machine);
     let (id, records) = to_undo(&files, args.id.as_deref())?;
     let observed = machine.observe_with(Ahead::ask())?;
     let plan = plan_undo(&files, &id, &records, &observed)?;

@@ -6,6 +6,7 @@
 
 pub mod command;
 mod direct;
+pub mod fault;
 pub mod files;
 pub mod probe;
 pub mod process;

@@ -7,6 +7,8 @@ use super::systemd::{Property, Systemd, Value};
 
 /// How long systemd may take to start one.
 const START: Duration = Duration::from_secs(20);
+/// How long the guard may take, once its time has come.
+const GUARD: Duration = Duration::from_secs(600);
 /// How soon one that died is started again: `DefaultRestartSec=`.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -46,19 +48,25 @@ pub fn start_sshd(systemd: &Systemd, unit: &str, command: &[String]) -> Result<S
     systemd.start_transient(unit, &properties, None, START)
 }
 
-/// Starts a service that is started again at once whenever it dies before its work is done; returns
-/// the job's result.
-pub fn start_worker(systemd: &Systemd, unit: &str, command: &[String]) -> Result<String> {
-    systemd.start_transient(unit, &resumed("harden: changes sshd", command), None, START)
+/// Starts a service that is started again at once whenever it dies before its work is done, or has
+/// not done it within `longest`; returns the job's result.
+pub fn start_worker(
+    systemd: &Systemd,
+    unit: &str,
+    command: &[String],
+    longest: Duration,
+) -> Result<String> {
+    systemd.start_transient(unit, &resumed("harden: changes sshd", command, longest), None, START)
 }
 
-fn resumed(description: &str, command: &[String]) -> Vec<Property> {
+fn resumed(description: &str, command: &[String], longest: Duration) -> Vec<Property> {
     let mut properties = service(description, command);
     properties.extend([
         ("Type", text("exec")),
         ("Restart", text("on-failure")),
         ("RestartUSec", usec(AGAIN)),
         ("StartLimitIntervalUSec", usec(Duration::ZERO)),
+        ("RuntimeMaxUSec", usec(longest)),
         // A fork of its own that hangs must not outlive it.
         ("KillMode", text("control-group")),
         ("TimeoutStopUSec", usec(Duration::from_secs(5))),
@@ -77,7 +85,7 @@ pub fn arm(systemd: &Systemd, name: &str, command: &[String], after: Duration) -
         ("RemainAfterElapse", Value::Flag(false)),
         ("CollectMode", text("inactive-or-failed")),
     ];
-    let triggered = resumed("harden: undoes what nobody has confirmed", command);
+    let triggered = resumed("harden: undoes what nobody has confirmed", command, GUARD);
     let service = format!("{name}.service");
     systemd.start_transient(&format!("{name}.timer"), &timer, Some((&service, &triggered)), START)
 }

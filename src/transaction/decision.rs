@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::STATE;
+use crate::sys::fault::point;
 use crate::sys::{Files, SysError};
 
 /// What was decided, and by whom.
@@ -39,7 +40,9 @@ pub fn decide(files: &Files, id: &str, verdict: Verdict, why: &str) -> Result<De
     let decision = Decision { verdict, why: why.to_owned() };
     let text = serde_json::to_vec(&decision)
         .map_err(|error| SysError::new("cannot write the decision", error))?;
+    point(format_args!("decision.before"))?;
     if files.create_exclusively(&path(id), &text)? {
+        point(format_args!("decision.after"))?;
         return Ok(decision);
     }
     let stands = read(files, id)?;

@@ -1,13 +1,18 @@
 //! Beginning a transaction, and handing it to the worker.
 
+use std::time::Duration;
+
 use super::guard::{self, worker_unit};
 use super::journal::{self, Journal, Record, Terms};
 use super::lock::Lock;
 use super::machine::{Machine, RealMachine};
+use super::run::limit_of;
 use super::worker;
 use crate::error::{Error, Refusal};
 use crate::observe::Observed;
 use crate::plan::Plan;
+use crate::sys::SysError;
+use crate::sys::fault::point;
 
 /// Begins a transaction: from here on the worker does it, whatever becomes of this process.
 ///
@@ -22,6 +27,7 @@ pub fn begin(
     plan: &Plan,
     terms: Terms,
 ) -> Result<String, Error> {
+    let limit = Duration::from_secs(terms.limit);
     let begin = Record::Begin {
         format: journal::FORMAT,
         steps: plan.steps.clone(),
@@ -31,8 +37,10 @@ pub fn begin(
     };
     let journal = Journal::create(machine.files(), &begin)?;
     let id = journal.id().to_owned();
-    let started = guard::pin(machine, &id)
-        .and_then(|_| machine.start_worker(&worker_unit(&id), &worker::command(machine, &id)));
+    let started = point(format_args!("front.journal"))
+        .and_then(|()| guard::pin(machine, &id))
+        .and_then(|_| point(format_args!("front.pinned")))
+        .and_then(|()| start(machine, &id, limit));
     if let Err(error) = started {
         guard::discard(machine, &id, &error.to_string())?;
         return Err(error.into());
@@ -45,8 +53,6 @@ pub fn begin(
 /// Lets a transaction that did not end go on: its process was killed and did not come back, or the
 /// power was cut and recovery did not run.
 ///
-/// Returns whether there was one.
-///
 /// # Errors
 /// A refusal where somebody works on it; failures to start the worker.
 pub fn resume(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> {
@@ -58,7 +64,12 @@ pub fn resume(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> 
         )
         .into());
     }
-    machine.start_worker(&worker_unit(id), &worker::command(machine, id))?;
+    let limit = limit_of(&journal::read(machine.files(), id)?);
+    start(machine, id, limit)?;
     drop(lock);
     Ok(())
+}
+
+fn start(machine: &RealMachine, id: &str, limit: Duration) -> Result<(), SysError> {
+    machine.start_worker(&worker_unit(id), &worker::command(machine, id), limit + worker::SPARE)
 }

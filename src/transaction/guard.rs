@@ -10,8 +10,9 @@ use std::time::Duration;
 use super::journal::{self, Record};
 use super::machine::Machine;
 use super::run::{Run, pinned};
-use super::{STATE, bridge, rollback, steps};
+use super::{STATE, bridge, rollback, steps, worker};
 use crate::plan::Role;
+use crate::sys::fault::point;
 use crate::sys::files::Meta;
 use crate::sys::{self, Files, Image, Result, SysError};
 
@@ -101,8 +102,10 @@ fn resume_unit(id: &str) -> String {
          Type=exec\n\
          ExecStart={} worker {id}\n\
          Restart=on-failure\n\
-         RestartSec=1\n",
-        program.display()
+         RestartSec=1\n\
+         RuntimeMaxSec={}\n",
+        program.display(),
+        worker::SPARE.as_secs(),
     )
 }
 
@@ -124,9 +127,11 @@ pub(super) fn arm(run: &mut Run) -> Result<()> {
             files.put(&path, &image)?;
         }
     }
+    point(format_args!("guard.units"))?;
     let limit = run.limit();
     let until = sys::monotonic_usec() + u64::try_from(limit.as_micros()).unwrap_or(u64::MAX / 2);
     set_timer(run, limit + GRACE)?;
+    point(format_args!("guard.timer"))?;
     run.record(Record::Armed { until })
 }
 
@@ -184,6 +189,19 @@ pub(super) fn stand_down(machine: &dyn Machine, id: &str, records: &[Record]) {
     }
 }
 
+/// Clears away what closed transactions have left, where the power was cut just then.
+pub fn clear_up(machine: &dyn Machine) {
+    for path in machine.files().list(Path::new(STATE)) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(id) = name.strip_suffix(".harden") else { continue };
+        if let Ok(records) = journal::read(machine.files(), id)
+            && !journal::is_open(&records)
+        {
+            stand_down(machine, id, &records);
+        }
+    }
+}
+
 /// Whether a process that systemd knows of works on a transaction.
 pub fn is_worked_on(machine: &dyn Machine, id: &str) -> Result<bool> {
     for unit in [&worker_unit(id), RESUME, &format!("{}.service", guard_name(id))] {
@@ -200,7 +218,9 @@ pub fn is_worked_on(machine: &dyn Machine, id: &str) -> Result<bool> {
 /// # Errors
 /// Where the journal cannot be written; then the safeguards stay.
 pub(super) fn close(run: &mut Run, outcome: &str, cause: Option<&str>) -> Result<()> {
+    point(format_args!("close.before"))?;
     run.record(Record::Closed { outcome: outcome.to_owned(), cause: cause.map(str::to_owned) })?;
+    point(format_args!("close.after"))?;
     stand_down(run.machine, &run.id, run.records());
     Ok(())
 }

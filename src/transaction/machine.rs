@@ -119,12 +119,13 @@ impl RealMachine {
         observe::observe(&self.files, &self.systemd.borrow(), Ahead::ask())
     }
 
-    /// Starts a transient service that does the rest of a transaction.
+    /// Starts a transient service that does the rest of a transaction, anew where it hangs.
     ///
     /// # Errors
     /// Where systemd does not start it.
-    pub fn start_worker(&self, unit: &str, command: &[String]) -> Result<()> {
-        let result = self.with(|systemd| transient::start_worker(systemd, unit, command))?;
+    pub fn start_worker(&self, unit: &str, command: &[String], longest: Duration) -> Result<()> {
+        let start = |systemd: &Systemd| transient::start_worker(systemd, unit, command, longest);
+        let result = self.with(start)?;
         job_result("start", unit, &result)
     }
 

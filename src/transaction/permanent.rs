@@ -10,12 +10,19 @@ use super::journal::Record;
 use super::run::Run;
 use super::steps;
 use crate::observe::Observed;
+use crate::sys::fault::point;
 
 /// How long it may take: as long as the confirmation, within reason.
 const SHORTEST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(120);
-/// After so many starts it is taken back.
-const ATTEMPTS: usize = 3;
+/// After so many starts it is taken back: somebody may kill it a few times, but a process that dies
+/// each time must not go on for ever.
+const ATTEMPTS: usize = 10;
+
+/// How long it may take where a confirmation may take `limit`.
+pub(super) fn longest(limit: Duration) -> Duration {
+    limit.clamp(SHORTEST, LONGEST)
+}
 
 /// Makes the change permanent and proves it.
 pub(super) fn make(run: &mut Run) -> Result<(), String> {
@@ -30,7 +37,8 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
         refuse_edited(run)?;
     }
     run.record(Record::Permanent).map_err(|error| error.to_string())?;
-    let deadline = Instant::now() + run.limit().clamp(SHORTEST, LONGEST);
+    point(format_args!("permanent.begun")).map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + longest(run.limit());
     let done = done_in_this_boot(run);
     for (index, step) in run.permanent() {
         if done.contains(&index) {
@@ -56,6 +64,7 @@ fn refuse_edited(run: &Run) -> Result<(), String> {
 
 fn prove(run: &mut Run) -> Result<(), String> {
     run.note("proving the new state");
+    point(format_args!("permanent.proof")).map_err(|error| error.to_string())?;
     let (faults, notes) = run.machine.prove(&run.expect).map_err(|error| error.to_string())?;
     for note in notes {
         run.note(&note);

@@ -16,6 +16,7 @@ use super::{Outcome, bridge, guard};
 use crate::error::Error;
 use crate::observe::{Observed, Owner};
 use crate::plan::{Bridge, Op, Role, held};
+use crate::sys::fault::point;
 use crate::sys::{Files, Image, Result};
 
 const JOB: Duration = Duration::from_secs(90);
@@ -187,38 +188,52 @@ impl Way<'_, '_> {
         self.attempt(silenced);
     }
 
+    /// A named point, which only a test makes fail.
+    fn pass(&mut self, name: std::fmt::Arguments) {
+        let passed = point(name);
+        self.attempt(passed);
+    }
+
     fn restore(&mut self, undo: &Undo) {
         let before = self.run.before.clone();
+        self.pass(format_args!("rollback.begun"));
         let units = undo.units && !self.still_runs(&before, undo.ended);
         let apart = self.run.bridge(Role::Rescue).is_some();
         if units && apart {
             self.carry(Role::Rescue);
         }
+        self.pass(format_args!("rollback.rescue"));
         if units {
             self.stop_units(&before);
         }
+        self.pass(format_args!("rollback.stopped"));
         if units && apart {
             self.carry(Role::Trial);
         }
-        for (path, image) in &undo.paths {
+        for (number, (path, image)) in undo.paths.iter().enumerate() {
+            self.pass(format_args!("rollback.path-{}", number + 1));
             self.put_back(path, image, undo.written.get(path));
         }
         if undo.unit_files {
             let reloaded = self.run.machine.reload();
             self.attempt(reloaded);
         }
+        self.pass(format_args!("rollback.reloaded"));
         if !apart {
             self.drop_bridge(Role::Trial);
         }
         self.drop_bridge(Role::Rescue);
+        self.pass(format_args!("rollback.silenced"));
         if units {
             self.start_units(&before, undo.ended);
+            self.pass(format_args!("rollback.started"));
             self.await_listeners(&before);
             if let Err(error) = listen_where_nobody_does(self.run) {
                 tracing::error!(%error, "no rescue listener");
             }
         }
         self.drop_bridge(Role::Trial);
+        self.pass(format_args!("rollback.done"));
     }
 
     /// The old owners have never let go; or, after a reboot, the old state is back already.

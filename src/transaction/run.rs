@@ -113,13 +113,22 @@ impl<'a> Run<'a> {
 
     /// How long the confirmation may take.
     pub(super) fn limit(&self) -> Duration {
-        Duration::from_secs(self.terms.as_ref().map_or(0, |terms| terms.limit))
+        limit_of(&self.records)
     }
 
     /// The copy of harden that belongs to this transaction.
     pub(super) fn pinned(&self) -> PathBuf {
         pinned(&self.id)
     }
+}
+
+/// How long the confirmation may take.
+pub(super) fn limit_of(records: &[Record]) -> Duration {
+    let limit = match records.first() {
+        Some(Record::Begin { terms: Some(terms), .. }) => terms.limit,
+        _ => 0,
+    };
+    Duration::from_secs(limit)
 }
 
 /// The copy of harden that belongs to a transaction: whatever happens to the installed one, the

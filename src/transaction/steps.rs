@@ -10,6 +10,7 @@ use super::run::Run;
 use super::{bridge, rollback};
 use crate::observe::Observed;
 use crate::plan::{Op, Step};
+use crate::sys::fault::point;
 use crate::sys::{Image, Result, SysError};
 
 /// Journals a step, does it, and journals that it is done.
@@ -21,7 +22,9 @@ pub(super) fn execute(run: &mut Run, index: usize, step: &Step, left: Duration) 
     let before = paths(&run.before, &step.op).into_iter();
     let before = before.filter_map(|path| Some((path.clone(), images.get(&path)?.clone())));
     run.record(Record::Step { index, op: step.op.clone(), before: before.collect() })?;
+    point(format_args!("step-{}.before", index + 1))?;
     perform(run, &step.op, left)?;
+    point(format_args!("step-{}.after", index + 1))?;
     run.record(Record::Done { index })
 }
 

@@ -8,6 +8,7 @@ use super::run::Run;
 use super::{bridge, guard, steps};
 use crate::plan::{Op, Role};
 use crate::spec::Confirm;
+use crate::sys::fault::point;
 use crate::sys::process::Process;
 use crate::verify::logins::Asked;
 
@@ -55,6 +56,7 @@ fn prepare(run: &mut Run) -> Result<(), String> {
     }
     let own = guard::own_images(files, &run.id).map_err(|error| error.to_string())?;
     run.record(Record::Images { paths, own }).map_err(|error| error.to_string())?;
+    point(format_args!("trial.images")).map_err(|error| error.to_string())?;
     guard::arm(run).map_err(|error| error.to_string())
 }
 
@@ -81,6 +83,7 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
             run.note(&note);
         }
     }
+    point(format_args!("trial.proven")).map_err(|error| error.to_string())?;
     if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
 }
 
@@ -112,6 +115,7 @@ fn decide(run: &mut Run, deadline: Instant) -> Result<Decision, String> {
         return decided(run, Verdict::Commit, "the new listener answers");
     };
     run.record(Record::Waiting).map_err(|error| error.to_string())?;
+    point(format_args!("trial.waiting")).map_err(|error| error.to_string())?;
     let mut checked = Instant::now();
     loop {
         let stands = decision::read(run.machine.files(), &run.id);

@@ -9,18 +9,22 @@ use super::guard::{self, worker_unit};
 use super::journal::{self, Record};
 use super::lock::Lock;
 use super::machine::{Machine, RealMachine};
-use super::run::{Run, cause_of};
+use super::run::{Run, cause_of, limit_of};
 use super::trial::Ended;
 use super::{Outcome, permanent, rollback, trial};
 use crate::error::Error;
 use crate::plan::Op;
 use crate::sys::SysError;
+use crate::sys::fault::point;
 
 /// How long the one who began may keep the lock.
 const HANDOVER: Duration = Duration::from_secs(60);
-/// How long the guard gives a worker to act on a decision: to take back, or to make permanent.
+/// How long the guard gives a worker to act on a decision to take back; to make permanent may take
+/// as long as [`permanent::longest`] besides.
 const PATIENCE: Duration = Duration::from_secs(10);
-const PATIENCE_PERMANENT: Duration = Duration::from_secs(180);
+/// A worker that has not come to an end so long after the time for the confirmation hangs: systemd
+/// kills it and starts it again. Nothing that it does takes so long, and all of it can be resumed.
+pub(super) const SPARE: Duration = Duration::from_secs(300);
 
 /// Does a transaction, from wherever it is to its end.
 ///
@@ -34,6 +38,13 @@ pub fn work(machine: &dyn Machine, id: &str) -> Result<Outcome, Error> {
 }
 
 fn work_locked(machine: &dyn Machine, id: &str, _lock: &Lock) -> Result<Outcome, Error> {
+    if journal::read(machine.files(), id)?.is_empty() {
+        // It was torn when it began, or somebody has removed it: there is nothing to go on with.
+        let cause = "its journal is gone".to_owned();
+        tracing::error!("transaction {id}: {cause}");
+        guard::stand_down(machine, id, &[]);
+        return Ok(Outcome::Refused { cause });
+    }
     let mut run = Run::open(machine, id)?;
     if let Some(outcome) = run.outcome() {
         guard::stand_down(machine, id, run.records());
@@ -41,6 +52,7 @@ fn work_locked(machine: &dyn Machine, id: &str, _lock: &Lock) -> Result<Outcome,
     }
     let taken_before = run.has(|record| matches!(record, Record::Taken { .. }));
     run.record_if_possible(Record::Taken { boot: machine.boot() });
+    point(format_args!("worker.taken"))?;
     if let Some(cause) = cause_of(run.records()) {
         return Ok(rollback::run(&mut run, &cause));
     }
@@ -90,16 +102,13 @@ fn carry_out(run: &mut Run, decision: &Decision) -> Result<Outcome, Error> {
 pub fn guard(machine: &RealMachine, id: &str) -> Result<Outcome, Error> {
     let files = machine.files();
     let records = journal::read(files, id)?;
-    if !journal::is_open(&records) {
-        guard::stand_down(machine, id, &records);
-        return Ok(super::run::outcome_of(&records).unwrap_or(Outcome::Applied));
+    let mut patience = PATIENCE;
+    if journal::is_open(&records) {
+        let why = "nobody confirmed in time";
+        if decision::decide(files, id, Verdict::Rollback, why)?.verdict == Verdict::Commit {
+            patience += permanent::longest(limit_of(&records));
+        }
     }
-    let why = "nobody confirmed in time";
-    let decision = decision::decide(files, id, Verdict::Rollback, why)?;
-    let patience = match decision.verdict {
-        Verdict::Rollback => PATIENCE,
-        Verdict::Commit => PATIENCE_PERMANENT,
-    };
     loop {
         if let Some(lock) = Lock::wait(files, patience)? {
             return work_locked(machine, id, &lock);
@@ -125,24 +134,29 @@ pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
         return Ok(());
     }
     run.record_if_possible(Record::Taken { boot: machine.boot() });
+    point(format_args!("recovery.taken"))?;
     let decision = decision::read(machine.files(), id)?;
     let forward = cause_of(run.records()).is_none()
         && decision.is_some_and(|decision| decision.verdict == Verdict::Commit);
     let put = if forward { forward_files(&run) } else { backward_files(&run) };
     put?;
+    point(format_args!("recovery.files"))?;
     let mut done = machine.reload();
+    point(format_args!("recovery.reloaded"))?;
     // The jobs that this boot began with were made from the files as they were.
     for (unit, active) in running_units(&run, forward) {
         let method = if active { "StartUnit" } else { "StopUnit" };
         done = done.and(machine.enqueue(method, &unit));
     }
+    point(format_args!("recovery.enqueued"))?;
     Ok(done?)
 }
 
 /// Every file and link of the new state; what failed is for the way back, once sshd runs.
 fn forward_files(run: &Run) -> Result<(), SysError> {
     let machine = run.machine;
-    for (_, step) in run.permanent() {
+    for (index, step) in run.permanent() {
+        point(format_args!("recovery.step-{}", index + 1))?;
         match &step.op {
             Op::Put { path, image } => machine.files().put(path, image)?,
             Op::Enable(unit) => machine.enable(unit)?,
@@ -155,7 +169,8 @@ fn forward_files(run: &Run) -> Result<(), SysError> {
 }
 
 fn backward_files(run: &Run) -> Result<(), SysError> {
-    for (path, image) in rollback::paths(run.records()) {
+    for (number, (path, image)) in rollback::paths(run.records()).into_iter().enumerate() {
+        point(format_args!("recovery.path-{}", number + 1))?;
         rollback::put_back(run.machine.files(), &path, &image)?;
     }
     Ok(())
