@@ -18,14 +18,20 @@ pub(super) fn execute(run: &mut Run, index: usize, step: &Step, left: Duration) 
     if left.is_zero() {
         return Err(SysError::new("cannot go on", "the time limit is over"));
     }
-    let images = run.images();
-    let before = paths(&run.before, &step.op).into_iter();
-    let before = before.filter_map(|path| Some((path.clone(), images.get(&path)?.clone())));
-    run.record(Record::Step { index, op: step.op.clone(), before: before.collect() })?;
+    let begun = begun(run, index, &step.op);
+    run.record(begun)?;
     point(format_args!("step-{}.before", index + 1))?;
     perform(run, &step.op, left)?;
     point(format_args!("step-{}.after", index + 1))?;
     run.record(Record::Done { index })
+}
+
+/// The record of a step that is about to be done: the way back goes by these.
+pub(super) fn begun(run: &Run, index: usize, op: &Op) -> Record {
+    let images = run.images();
+    let before = paths(&run.before, op).into_iter();
+    let before = before.filter_map(|path| Some((path.clone(), images.get(&path)?.clone())));
+    Record::Step { index, op: op.clone(), before: before.collect() }
 }
 
 /// A job's success is not a running unit, so the state is read again.

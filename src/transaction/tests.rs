@@ -69,6 +69,8 @@ struct Fake {
     stubborn: Cell<bool>,
     /// Nobody can log in under the new configuration.
     unwelcome: Cell<bool>,
+    /// Nothing is ever proven.
+    doubtful: Cell<bool>,
 }
 
 impl Fake {
@@ -88,6 +90,7 @@ impl Fake {
             log: RefCell::default(),
             stubborn: Cell::new(false),
             unwelcome: Cell::new(false),
+            doubtful: Cell::new(false),
         };
         std::fs::write(root.join("etc/ssh/sshd_config"), "PermitRootLogin no\n").unwrap();
         fake.files.put(Path::new(SOCKETS), &link(SOCKET)).unwrap();
@@ -273,7 +276,7 @@ impl Machine for Fake {
 
     fn prove(&self, expect: &Expectation) -> std::result::Result<(Vec<Fault>, Vec<String>), Error> {
         self.operation("prove", || Ok(()))?;
-        if self.stubborn.get() {
+        if self.stubborn.get() || self.doubtful.get() {
             return Ok((vec!["failed on purpose".to_owned()], Vec::new()));
         }
         Ok((verify::state(expect, &self.observe()?), Vec::new()))
@@ -589,6 +592,40 @@ fn after_a_power_cut_the_boot_ends_in_one_state() {
                 fake.reboot(&id);
                 assert_over(&fake, &id, &ends, new, &case);
             }
+        }
+    }
+}
+
+/// Recovery has put every file on the new side; then going forward fails after all. Everything that
+/// recovery wrote goes back too.
+#[test]
+fn after_a_power_cut_the_way_forward_may_fail() {
+    quiet();
+    for port in [2222, 22] {
+        let ends = ends(port);
+        for at in 1..=ends.operations {
+            let folder = tempfile::tempdir().unwrap();
+            let fake = Fake::new(folder.path());
+            fake.fault.set(Some((at, Mishap::DiesAfter)));
+            let id = begin(&fake, port, Confirm::Probe);
+            assert!(work(&fake, &id).is_none(), "it dies");
+            let open = journal::is_open(&journal::read(fake.files(), &id).unwrap());
+            fake.reboot(&id);
+            let new = committed(&fake, &id);
+            if new {
+                let records = journal::read(fake.files(), &id).unwrap();
+                let undone: Vec<PathBuf> =
+                    changed(&records).0.into_iter().map(|(path, _)| path).collect();
+                for path in [CONFIG, WANTS, SOCKETS] {
+                    assert!(undone.iter().any(|undone| undone == Path::new(path)), "{path}");
+                }
+            }
+            // The proof fails, from now on until the files are the old ones again.
+            fake.doubtful.set(true);
+            let outcome = work(&fake, &id).unwrap().unwrap();
+            let case = format!("port {port}, operation {at}, committed: {new}: {outcome:?}");
+            assert_eq!(outcome == Outcome::Applied, !open, "{case}");
+            assert_over(&fake, &id, &ends, !open, &case);
         }
     }
 }

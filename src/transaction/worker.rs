@@ -11,7 +11,7 @@ use super::lock::Lock;
 use super::machine::{Machine, RealMachine};
 use super::run::{Run, cause_of, limit_of};
 use super::trial::Ended;
-use super::{Outcome, permanent, rollback, trial};
+use super::{Outcome, permanent, rollback, steps, trial};
 use crate::error::Error;
 use crate::plan::Op;
 use crate::sys::SysError;
@@ -138,7 +138,7 @@ pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
     let decision = decision::read(machine.files(), id)?;
     let forward = cause_of(run.records()).is_none()
         && decision.is_some_and(|decision| decision.verdict == Verdict::Commit);
-    let put = if forward { forward_files(&run) } else { backward_files(&run) };
+    let put = if forward { forward_files(&mut run) } else { backward_files(&run) };
     put?;
     point(format_args!("recovery.files"))?;
     let mut done = machine.reload();
@@ -153,10 +153,14 @@ pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
 }
 
 /// Every file and link of the new state; what failed is for the way back, once sshd runs.
-fn forward_files(run: &Run) -> Result<(), SysError> {
+fn forward_files(run: &mut Run) -> Result<(), SysError> {
     let machine = run.machine;
     for (index, step) in run.permanent() {
         point(format_args!("recovery.step-{}", index + 1))?;
+        if matches!(step.op, Op::Put { .. } | Op::Enable(_) | Op::Disable(_) | Op::Unmask(_)) {
+            let begun = steps::begun(run, index, &step.op);
+            run.record_if_possible(begun);
+        }
         match &step.op {
             Op::Put { path, image } => machine.files().put(path, image)?,
             Op::Enable(unit) => machine.enable(unit)?,
