@@ -39,7 +39,7 @@ impl Suite {
     }
 }
 
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     std::env::var_os("CACHE").map_or_else(|| "/var/cache/harden-vm-tests".into(), PathBuf::from)
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    fn of(output: &Output) -> Self {
+    pub(crate) fn of(output: &Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -588,7 +588,7 @@ fn walk(top: &Path, folder: &Path, lines: &mut Vec<String>) {
 
 /// Runs a tool of the host that must succeed.
 #[track_caller]
-fn run(program: &str, args: &[&str]) {
+pub(crate) fn run(program: &str, args: &[&str]) {
     let status = Command::new(program).args(args).status().unwrap();
     assert!(status.success(), "{program} {args:?}: {status}");
 }

@@ -22,9 +22,11 @@ mod operator;
 mod playbooks;
 mod points;
 mod random;
+mod reset;
 mod rollback;
 mod state;
 mod ubuntu;
+mod vm;
 
 /// Makes a test of each named case for each of the Debian suites.
 #[macro_export]

@@ -45,7 +45,7 @@ impl fmt::Display for Tally {
 }
 
 /// The 95 % upper bound of a probability that was never met in n independent runs.
-fn bound(runs: usize) -> f64 {
+pub(crate) fn bound(runs: usize) -> f64 {
     1.0 - 0.05_f64.powf(1.0 / f64::from(u32::try_from(runs).unwrap()))
 }
 
@@ -235,7 +235,7 @@ fn campaign(suite: Suite, runs: usize, seed: u64) -> [Tally; FAULTS.len()] {
     ground.tallies
 }
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let given = std::env::var("HARDEN_SEED").ok().and_then(|seed| seed.parse().ok());
     given.unwrap_or_else(|| fastrand::u64(..))
 }

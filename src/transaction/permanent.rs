@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::journal::Record;
-use super::run::Run;
+use super::run::{Run, boots};
 use super::steps;
 use crate::observe::Observed;
 use crate::sys::fault::point;
@@ -74,15 +74,7 @@ fn prove(run: &mut Run) -> Result<(), String> {
 
 /// Steps that need not be done again; after a reboot that is none of them.
 fn done_in_this_boot(run: &Run) -> BTreeSet<usize> {
-    let boots: BTreeSet<&String> = run
-        .records()
-        .iter()
-        .filter_map(|record| match record {
-            Record::Taken { boot } => Some(boot),
-            _ => None,
-        })
-        .collect();
-    if boots.len() > 1 {
+    if boots(run.records()) > 1 {
         return BTreeSet::new();
     }
     let done = run.records().iter().filter_map(|record| match record {

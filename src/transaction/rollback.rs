@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::journal::Record;
 use super::run::Run;
 use super::steps::forgive;
-use super::{Outcome, bridge, guard};
+use super::{Outcome, bridge, guard, run};
 use crate::error::Error;
 use crate::observe::{Observed, Owner};
 use crate::plan::{Bridge, Op, Role, held};
@@ -73,6 +73,10 @@ fn undo(records: &[Record]) -> Undo {
             }
         }
     }
+    // A boot began with units as the files were then.
+    let rebooted = run::boots(records) > 1 && !seen.is_empty();
+    undo.units |= rebooted;
+    undo.unit_files |= rebooted;
     // Folders that were there come first; what was not there goes last, deepest path first.
     others.sort_by_key(|(path, image)| {
         (*image == Image::Absent, std::cmp::Reverse(path.components().count()))

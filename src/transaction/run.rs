@@ -1,6 +1,6 @@
 //! One open transaction: its journal, and what the journal says so far.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -135,6 +135,15 @@ pub(super) fn limit_of(records: &[Record]) -> Duration {
 /// way back still runs.
 pub(super) fn pinned(id: &str) -> PathBuf {
     Path::new(STATE).join(format!("{id}.harden"))
+}
+
+/// In how many boots somebody has worked on it.
+pub(super) fn boots(records: &[Record]) -> usize {
+    let boots = records.iter().filter_map(|record| match record {
+        Record::Taken { boot } => Some(boot),
+        _ => None,
+    });
+    boots.collect::<BTreeSet<_>>().len()
 }
 
 /// How a transaction ended, as its records say.

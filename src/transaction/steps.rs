@@ -79,7 +79,7 @@ fn perform(run: &mut Run, op: &Op, left: Duration) -> Result<()> {
 }
 
 /// Somebody else's edit is not overwritten unseen.
-fn refuse_edited(run: &Run, path: &PathBuf, image: &Image) -> Result<()> {
+pub(super) fn refuse_edited(run: &Run, path: &PathBuf, image: &Image) -> Result<()> {
     let Some(before) = run.images().remove(path) else { return Ok(()) };
     let now = run.machine.files().image(path)?;
     if now.is_like(&before) || now.is_like(image) {

