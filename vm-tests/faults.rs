@@ -384,3 +384,19 @@ fn an_applied_change_is_undone() {
     alive(&mut [old]);
     assert_over(&mut machine, &Want::socket(22));
 }
+
+/// The worker dies at the very end, when its own program has been cleared away: nothing starts it
+/// again and again.
+#[test]
+fn killed_when_its_program_is_gone() {
+    let mut machine = socket_system(Suite::Trixie);
+    machine.apply_in_background("60s");
+    machine.sh("pkill -STOP -f '[.]harden worker'; cd /var/lib/harden; for p in *.harden; do mv $p kept; done; \
+         pkill -KILL -f '[.]harden worker'; sleep 1");
+    let restarts = "systemctl show -p NRestarts --value 'harden-2*.service' | sort -n | tail -n 1";
+    let restarts = machine.sh(restarts);
+    assert!(restarts.trim().parse::<u32>().unwrap_or(0) < 2, "restarted {restarts} times");
+    machine.sh("cd /var/lib/harden; mv kept $(ls *.journal | sed s/journal/harden/)");
+    machine.exec("harden rollback").code(0);
+    assert_over(&mut machine, &Want::socket(22));
+}

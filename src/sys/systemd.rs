@@ -89,6 +89,8 @@ pub enum Value {
     Mode(u32),
     /// A program with its arguments, for `ExecStart=`.
     Command(Vec<String>),
+    /// Exit statuses, for `RestartPreventExitStatus=`.
+    Statuses(Vec<i32>),
     /// `OnActiveSec=` of a timer, in microseconds.
     OnActive(u64),
 }
@@ -108,6 +110,7 @@ impl Value {
                 let program = words.first().cloned().unwrap_or_default();
                 Variant::new(vec![(program, words.clone(), false)])
             }
+            Self::Statuses(statuses) => Variant::new((statuses.clone(), Vec::<i32>::new())),
             Self::OnActive(usec) => Variant::new(vec![("OnActiveSec".to_owned(), *usec)]),
         }
     }

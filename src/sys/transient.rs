@@ -5,6 +5,8 @@ use std::time::Duration;
 use super::Result;
 use super::systemd::{Property, Systemd, Value};
 
+/// How systemd says that a program could not be executed (systemd.exec(5), PROCESS EXIT CODES).
+const EXIT_EXEC: i32 = 203;
 /// How long systemd may take to start one.
 const START: Duration = Duration::from_secs(20);
 /// How long the guard may take, once its time has come.
@@ -65,6 +67,8 @@ fn resumed(description: &str, command: &[String], longest: Duration) -> Vec<Prop
         ("Type", text("exec")),
         ("Restart", text("on-failure")),
         ("RestartUSec", usec(AGAIN)),
+        // Its program is gone: the transaction was closed just before it died.
+        ("RestartPreventExitStatus", Value::Statuses(vec![EXIT_EXEC])),
         ("StartLimitIntervalUSec", usec(Duration::ZERO)),
         ("RuntimeMaxUSec", usec(longest)),
         // A fork of its own that hangs must not outlive it.
