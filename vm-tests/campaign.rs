@@ -15,6 +15,17 @@ const FILES: &str = "write,rename,unlink,mkdir,rmdir,symlink,link,chmod,fchmod,c
 const ALL: &str = "write,rename,unlink,mkdir,rmdir,symlink,link,chmod,fchmod,chown,fsync,\
                    fallocate,?unlinkat,?linkat,sendmsg,sendto";
 
+/// A transaction that nobody works on: its front was killed right after the first record.
+pub(crate) fn begin(machine: &Machine) -> String {
+    machine.exec(
+        "strace -f -o /dev/null -e trace=fallocate \
+         -e inject=fallocate:signal=SIGKILL:when=1 harden apply -y spec.yaml",
+    );
+    let id = "cd /var/lib/harden; id=$(ls *.journal | tail -n 1); id=${id%.journal}; \
+              install -m 700 /usr/local/bin/harden $id.harden; echo $id";
+    machine.sh(id).trim().to_owned()
+}
+
 struct Campaign {
     machine: Machine,
     old: Whole,
@@ -32,17 +43,6 @@ impl Campaign {
         machine.exec("harden rollback -y").code(0);
         let old = Whole::of(&machine);
         Self { machine, old, new, ends: [0, 0] }
-    }
-
-    /// A transaction that nobody works on: its front was killed right after the first record.
-    fn begin(&self) -> String {
-        self.machine.exec(
-            "strace -f -o /dev/null -e trace=fallocate \
-             -e inject=fallocate:signal=SIGKILL:when=1 harden apply -y spec.yaml",
-        );
-        let id = "cd /var/lib/harden; id=$(ls *.journal | tail -n 1); id=${id%.journal}; \
-                  install -m 700 /usr/local/bin/harden $id.harden; echo $id";
-        self.machine.sh(id).trim().to_owned()
     }
 
     /// Runs a program of the transaction with a fault at one call; says whether it was killed.
@@ -87,7 +87,7 @@ impl Campaign {
 fn killed(stride: usize) {
     let mut campaign = Campaign::new();
     for at in (1..).step_by(stride) {
-        let id = campaign.begin();
+        let id = begin(&campaign.machine);
         let killed = campaign.run(&id, "worker", ALL, "signal=SIGKILL", at);
         campaign.settle(&id, &format!("SIGKILL at call {at}"));
         if !killed {
@@ -102,7 +102,7 @@ fn killed_on_the_way_back(stride: usize) {
     let mut campaign = Campaign::new();
     let decide = "{\"verdict\":\"rollback\",\"why\":\"a test\"}";
     for at in (1..).step_by(stride) {
-        let id = campaign.begin();
+        let id = begin(&campaign.machine);
         // It dies when it has begun to make the change permanent; the decision is forged after that.
         campaign.run(&id, "worker", "rename", "signal=SIGKILL", 5);
         campaign.machine.root().write(&format!("/var/lib/harden/{id}.decision"), decide);
@@ -120,7 +120,7 @@ fn failing(stride: usize) {
     for error in ["ENOSPC", "EIO", "EROFS"] {
         let mut campaign = Campaign::new();
         for at in (1..160).step_by(stride) {
-            let id = campaign.begin();
+            let id = begin(&campaign.machine);
             campaign.run(&id, "worker", FILES, &format!("error={error}"), at);
             campaign.settle(&id, &format!("{error} at call {at}"));
         }

@@ -302,9 +302,14 @@ impl Machine {
     /// Opens a session that stays open.
     #[track_caller]
     pub(crate) fn session(&self, port: u16) -> Session {
-        let mut session = self.session_with(port, "cat");
-        assert!(session.lives(), "the session did not open");
-        session
+        // Debian 11's ssh@.service takes /run/sshd away when a connection ends, under the next one.
+        for _ in 0..3 {
+            let mut session = self.session_with(port, "cat");
+            if session.lives() {
+                return session;
+            }
+        }
+        panic!("the session did not open")
     }
 
     /// Opens a session that runs a command.

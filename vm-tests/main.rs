@@ -4,6 +4,7 @@
 #![allow(
     clippy::disallowed_methods,
     clippy::expect_used,
+    clippy::panic,
     clippy::print_stderr,
     clippy::print_stdout,
     clippy::unwrap_used
@@ -13,6 +14,7 @@ mod bench;
 mod campaign;
 mod contract;
 mod dirty;
+mod durability;
 mod faults;
 mod gap;
 mod login;

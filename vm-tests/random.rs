@@ -164,15 +164,15 @@ impl Ground {
             return false;
         }
         let journal = format!("/var/lib/harden/{id}.journal");
-        // Killed before systemd had a worker to start again: nothing was changed, and the next
-        // harden clears up.
+        // Killed before systemd had a worker to start again, or cut off before the guard was armed:
+        // nothing was changed, and the next harden clears up.
         let units = list_units();
         let nobody = format!(
             "! harden status | grep -q 'no transaction' && ! {units} | grep -q '[.]service'"
         );
         if self.machine.exec(&format!("{nobody} && sleep 0.5 && {nobody}")).code == 0 {
             let records = self.machine.root().read(&journal);
-            assert!(!records.contains("\"taken\""), "{what}: nobody goes on with {id}");
+            assert!(!records.contains("\"armed\""), "{what}: nobody goes on with {id}");
             assert_eq!(Whole::of(&self.machine), self.states[usize::from(self.moved)], "{what}");
             self.machine.exec("harden rollback").code(0);
         }
@@ -190,7 +190,8 @@ impl Ground {
         assert_eq!(new, decision.contains("commit"), "{what}: {decision}\n{}", told());
         self.moved ^= new;
         let (port, _) = self.ports();
-        assert_eq!(self.machine.ssh(port, "echo in").stdout, "in\n", "{what}: no login");
+        let mut logins = (0..3).map(|_| self.machine.ssh(port, "echo in").stdout);
+        assert!(logins.any(|login| login == "in\n"), "{what}: no login");
         new
     }
 

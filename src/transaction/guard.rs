@@ -4,6 +4,7 @@
 //! The units lie below /usr/local, because nothing below /etc may change before the new listener
 //! is proven. They are there while the transaction is open, and gone when it is closed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -213,11 +214,18 @@ pub fn is_worked_on(machine: &dyn Machine, id: &str) -> Result<bool> {
     Ok(false)
 }
 
-/// Closes a transaction in its journal, then takes its safeguards away.
+/// Closes a transaction in its journal, then takes its safeguards away. What it changed is on disk
+/// before that: systemd's own links too, and what a process renamed that died before it could fsync
+/// the folder.
 ///
 /// # Errors
 /// Where the journal cannot be written; then the safeguards stay.
 pub(super) fn close(run: &mut Run, outcome: &str, cause: Option<&str>) -> Result<()> {
+    let images = run.images();
+    let folders: BTreeSet<&Path> = images.keys().filter_map(|path| path.parent()).collect();
+    for folder in folders.into_iter().filter(|folder| run.machine.files().exists(folder)) {
+        run.machine.files().sync_folder(folder)?;
+    }
     point(format_args!("close.before"))?;
     run.record(Record::Closed { outcome: outcome.to_owned(), cause: cause.map(str::to_owned) })?;
     point(format_args!("close.after"))?;
