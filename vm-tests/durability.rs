@@ -57,7 +57,7 @@ fn path(text: &str) -> Option<&str> {
     let is_kept = |kept: &&str| {
         inner.strip_prefix(*kept).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    KEPT.iter().any(|kept| is_kept(kept)).then_some(inner)
+    KEPT.iter().any(is_kept).then_some(inner)
 }
 
 fn folder(path: &str) -> String {

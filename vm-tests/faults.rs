@@ -204,6 +204,20 @@ fn systemd_is_reloaded_meanwhile() {
     assert_over(&mut machine, &Want::service(2222));
 }
 
+/// Somebody stops the guard's timer: it is armed again, and keeps the deadline.
+#[test]
+fn a_timer_that_somebody_stops() {
+    let mut machine = socket_system(Suite::Trixie);
+    let old = machine.session(22);
+    machine.apply_in_background("8s");
+    machine.sh("systemctl stop 'harden-guard-*.timer'");
+    machine.wait_for("timer", "systemctl is-active -q 'harden-guard-*.timer'");
+    machine.stop_worker();
+    machine.wait_for_the_end();
+    alive(&mut [old]);
+    assert_over(&mut machine, &Want::socket(22));
+}
+
 /// Fault 10: the bus dies. systemd is asked directly.
 #[test]
 fn the_bus_is_gone() {
@@ -399,4 +413,29 @@ fn killed_when_its_program_is_gone() {
     machine.sh("cd /var/lib/harden; mv kept $(ls *.journal | sed s/journal/harden/)");
     machine.exec("harden rollback").code(0);
     assert_over(&mut machine, &Want::socket(22));
+}
+
+/// Fault 8: whatever it says cannot be written any more.
+#[test]
+fn nobody_reads_what_it_says() {
+    let mut machine = socket_system(Suite::Trixie);
+    machine.exec("harden apply -y spec.yaml > /dev/full 2> /dev/full").code(0);
+    assert_over(&mut machine, &Want::service(2222));
+    machine.exec("harden rollback -y >&- 2>&-").code(0);
+    assert_over(&mut machine, &Want::socket(22));
+}
+
+/// Fault 13: the word that confirmed an earlier change confirms no later one.
+#[test]
+fn a_token_is_for_one_change() {
+    let mut machine = socket_system(Suite::Trixie);
+    machine.apply_in_background("60s");
+    let earlier = machine.confirm_command();
+    machine.exec("harden rollback").code(0);
+    machine.background_end();
+    machine.apply_in_background("60s");
+    let stale = machine.ssh(2222, &earlier).code(1);
+    assert!(stale.stderr.contains("does not belong"), "{stale:?}");
+    machine.ssh(2222, &machine.confirm_command()).code(0);
+    assert_over(&mut machine, &Want::service(2222));
 }
