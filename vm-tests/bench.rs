@@ -60,3 +60,42 @@ fn ratios() {
     let (ours, theirs) = (median(applies).as_secs_f64(), median(recipes).as_secs_f64());
     println!("apply {:.0} ms / recipe {:.0} ms = {:.2}", ours * 1e3, theirs * 1e3, ours / theirs);
 }
+
+/// From the worker's death to a whole system, against a restart of sshd: during the trial (back to the
+/// old state) and while it becomes permanent (on to the new one).
+#[test]
+#[ignore = "a benchmark"]
+fn after_a_kill() {
+    let machine = boot();
+    let nanoseconds = |text: &str| text.trim().parse::<f64>().unwrap() / 1e6;
+    let ended = "until harden status | grep -q 'no transaction is open'; do :; done";
+    let clock = |command: &str| {
+        nanoseconds(
+            &machine.sh(&format!("a=$(date +%s%N); {command}; echo $(($(date +%s%N) - a))")),
+        )
+    };
+    let (mut back, mut forth, mut restart) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..20 {
+        machine.apply_in_background("60s");
+        back.push(clock(&format!("pkill -9 -f '[.]harden worker'; {ended}")));
+        machine.background_end();
+        machine.start_apply("--confirm probe");
+        machine
+            .wait_for("commit", "grep -qs commit $(ls -t /var/lib/harden/*.decision | head -n 1)");
+        forth.push(clock(&format!("pkill -9 -f '[.]harden worker'; {ended}")));
+        machine.background_end();
+        restart.push(clock("systemctl reset-failed ssh.service; systemctl restart ssh.service"));
+        machine.exec("harden rollback -y").code(0);
+    }
+    let median = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let (back, forth, restart) = (median(back), median(forth), median(restart));
+    println!(
+        "whole after a kill: back {back:.0} ms, forth {forth:.0} ms; restart of ssh.service {restart:.0} \
+         ms = {:.1}, {:.1}",
+        back / restart,
+        forth / restart
+    );
+}

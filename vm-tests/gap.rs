@@ -62,13 +62,11 @@ impl Watch {
         Self { over, thread }
     }
 
-    /// Polls the kernel's table for a listener on any of the ports.
+    /// Polls the kernel's table (sock_diag(7)) for a listener on any of the ports.
     pub(crate) fn table(machine: &Machine, ports: &'static [u16]) -> Self {
         Self::start(&machine.server_net(), move || {
-            ["tcp", "tcp6"].iter().any(|table| {
-                let path = format!("/proc/thread-self/net/{table}");
-                listens(&std::fs::read_to_string(path).unwrap(), ports)
-            })
+            let table = harden::sys::sockets::table().unwrap();
+            table.iter().any(|socket| ports.contains(&socket.port))
         })
     }
 
@@ -88,17 +86,6 @@ impl Watch {
         self.over.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
-}
-
-/// Whether a table of proc_pid_net(5) has a listening socket (state 0A) on any of the ports.
-fn listens(table: &str, ports: &[u16]) -> bool {
-    table.lines().skip(1).any(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let local = fields.next().and_then(|local| local.rsplit_once(':'));
-        let port = local.and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
-        let state = fields.nth(1);
-        state == Some("0A") && port.is_some_and(|port| ports.contains(&port))
-    })
 }
 
 /// Moves there and back again, under watch.

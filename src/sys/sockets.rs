@@ -42,14 +42,20 @@ const AF_INET6: u8 = 10;
 
 /// All listening TCP sockets of this network namespace, with their holders.
 pub fn listening() -> Result<Vec<Socket>> {
-    let mut sockets = dump(AF_INET)?;
-    sockets.extend(dump(AF_INET6)?);
+    let mut sockets = table()?;
     let mut holders: BTreeMap<u64, Vec<Process>> =
         holders_of(&sockets.iter().map(|socket| socket.inode).collect());
     for socket in &mut sockets {
         socket.holders = holders.remove(&socket.inode).unwrap_or_default();
     }
     sockets.sort_by_key(|socket| (socket.port, socket.address));
+    Ok(sockets)
+}
+
+/// The same without the holders, which take longer to find.
+pub fn table() -> Result<Vec<Socket>> {
+    let mut sockets = dump(AF_INET)?;
+    sockets.extend(dump(AF_INET6)?);
     Ok(sockets)
 }
 
@@ -77,8 +83,7 @@ pub fn inodes_of(pid: u32) -> Result<BTreeSet<u64>> {
 pub fn await_closed(inodes: &BTreeSet<u64>, limit: Duration) -> Result<bool> {
     let deadline = Instant::now() + limit;
     loop {
-        let open = [dump(AF_INET)?, dump(AF_INET6)?];
-        if !open.iter().flatten().any(|socket| inodes.contains(&socket.inode)) {
+        if !table()?.iter().any(|socket| inodes.contains(&socket.inode)) {
             return Ok(true);
         }
         if Instant::now() > deadline {
