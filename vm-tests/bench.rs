@@ -79,9 +79,10 @@ fn after_a_kill() {
         machine.apply_in_background("60s");
         back.push(clock(&format!("pkill -9 -f '[.]harden worker'; {ended}")));
         machine.background_end();
+        let decisions = "ls /var/lib/harden/*.decision | wc -l";
+        let before = machine.sh(decisions).trim().to_owned();
         machine.start_apply("--confirm probe");
-        machine
-            .wait_for("commit", "grep -qs commit $(ls -t /var/lib/harden/*.decision | head -n 1)");
+        machine.wait_for("decision", &format!("[ $({decisions}) -gt {before} ]"));
         forth.push(clock(&format!("pkill -9 -f '[.]harden worker'; {ended}")));
         machine.background_end();
         restart.push(clock("systemctl reset-failed ssh.service; systemctl restart ssh.service"));

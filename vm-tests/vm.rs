@@ -1,4 +1,4 @@
-//! One virtual machine: Debian 13 under QEMU, emulated where the host has no KVM. Unlike a container it
+//! One virtual machine: Debian 13 under QEMU, emulated, so that it runs anywhere. Unlike a container it
 //! has a disk of its own, so that a power cut loses what was not fsynced, and a clock of its own.
 
 use std::fs;
@@ -85,7 +85,7 @@ impl Vm {
         };
         self.boots += 1;
         let child = Command::new("qemu-system-x86_64")
-            .args(["-machine", "q35", "-accel", "kvm", "-accel", "tcg", "-cpu", "max", "-m", "512"])
+            .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-m", "512"])
             .args(["-nodefaults", "-display", "none"])
             .arg("-serial")
             .arg(format!("file:{}", self.at(&format!("console-{}", self.boots % 3))))
@@ -102,6 +102,8 @@ impl Vm {
         self.qemu = Some(child);
         let deadline = Instant::now() + Duration::from_secs(300);
         while !PORTS.iter().any(|port| self.ssh(*port, "true").code == 0) {
+            let ended = self.qemu.as_mut().and_then(|qemu| qemu.try_wait().unwrap());
+            assert!(ended.is_none(), "QEMU ended: {ended:?}");
             assert!(Instant::now() < deadline, "nobody can log in: {}", self.console());
         }
     }
