@@ -77,6 +77,8 @@ struct Disk {
     folders: BTreeSet<String>,
     /// Since the last record.
     synced: BTreeSet<String>,
+    /// The first record has just been written; its folder follows.
+    begun: bool,
     broken: Vec<String>,
 }
 
@@ -105,6 +107,9 @@ impl Disk {
 
     fn opened(&mut self, target: &str, flags: &str) {
         let new = flags.contains("O_CREAT") && self.known.insert(target.to_owned());
+        if new {
+            self.goes_on(target);
+        }
         if new && !is_temporary(target) {
             self.folders.insert(folder(target));
         }
@@ -115,11 +120,10 @@ impl Disk {
         if text.contains("\\\"note\\\"") || text == "\"\\n\"" {
             return;
         }
-        // Whoever writes the first record changes nothing until its folder is on disk.
-        let folders = self.folders.iter().filter(|_| !text.contains("{\\\"begin\\\""));
-        for folder in folders {
-            self.broken.push(format!("{folder} is not on disk before {text:.80}"));
-        }
+        self.begun = text.contains("{\\\"begin\\\"");
+        let folders = self.folders.iter().filter(|_| !self.begun);
+        let late = folders.map(|folder| format!("{folder} is not on disk before {text:.80}"));
+        self.broken.extend(late);
         if text.contains("\\\"closed\\\"") {
             for links in ["/etc/systemd/system", "/etc/ssh/sshd_config.d"] {
                 if !self.synced.contains(links) {
@@ -131,10 +135,20 @@ impl Disk {
         self.files.insert(journal);
     }
 
+    /// Whoever writes the first record changes nothing more until its folder is on disk.
+    fn goes_on(&mut self, target: &str) {
+        if std::mem::take(&mut self.begun) {
+            let late = self.folders.iter();
+            let late = late.map(|folder| format!("{folder} is not on disk before {target}"));
+            self.broken.extend(late);
+        }
+    }
+
     fn changed(&mut self, name: &str, target: String, args: &[String]) {
         if let Some(record) = self.files.iter().find(|file| file.ends_with(".journal")) {
             self.broken.push(format!("{name} {target} before the record in {record} is on disk"));
         }
+        self.goes_on(&target);
         match name {
             "write" => drop(self.files.insert(target)),
             _ if name.starts_with("rename") || name.starts_with("link") => {
