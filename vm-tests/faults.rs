@@ -96,6 +96,10 @@ mod cases {
         // Somebody pulls the plug with one file of the change missing.
         machine.root().remove("/etc/systemd/system/multi-user.target.wants/ssh.service");
         machine.cut_power();
+        // Recovery had put the files right before anything of sshd's was started from them.
+        let boot = machine.sh("journalctl -b -o cat _PID=1");
+        let recovered = boot.find("Finished harden");
+        assert!(recovered.unwrap() < boot.find("OpenBSD Secure Shell").unwrap(), "{boot}");
         machine.wait_for_the_end();
         assert_over(&mut machine, &Want::service(2222));
         assert_converged(&machine);

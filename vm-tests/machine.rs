@@ -584,7 +584,9 @@ fn walk(top: &Path, folder: &Path, lines: &mut Vec<String>) {
         } else {
             String::new()
         };
-        lines.push(format!("{name} {:o} {}:{} {what}", meta.mode(), meta.uid(), meta.gid()));
+        let extended: Vec<_> = xattr::list(&path).into_iter().flatten().collect();
+        let (mode, uid, gid) = (meta.mode(), meta.uid(), meta.gid());
+        lines.push(format!("{name} {mode:o} {uid}:{gid} {extended:?} {what}"));
         if meta.is_dir() {
             walk(top, &path, lines);
         }

@@ -45,7 +45,14 @@ mod cases {
     }
 
     pub(super) fn the_service_does_not_start(suite: Suite) {
-        let mut machine = Machine::boot(suite, |root| sabotage(root, "exit 1"));
+        let mut machine = Machine::boot(suite, |root| {
+            sabotage(root, "exit 1");
+            // A line that harden sets aside, in a file that is not root's alone.
+            root.append("/etc/ssh/sshd_config", "Port 22\n");
+            std::os::unix::fs::chown(root.path("/etc/ssh/sshd_config"), Some(0), Some(1000))
+                .unwrap();
+        });
+        machine.sh("chmod 640 /etc/ssh/sshd_config");
         machine.spec(MOVE);
         let json = "harden apply -y --output json spec.yaml";
         let failed = unchanged(&machine, || machine.ssh(22, json).code(4));
