@@ -182,6 +182,18 @@ impl Machine {
         Root(self.folder.join("root"))
     }
 
+    /// The control group that is the machine's own: in a shared one, systemd in one container would
+    /// kill and await the processes of all (cgroups(7)).
+    fn cgroup(&self) -> PathBuf {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let unified = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (path, kind) = (fields.next()?, fields.next()?);
+            (kind == "cgroup2").then_some(path)
+        });
+        Path::new(unified.expect("no cgroup2 is mounted")).join(&self.id)
+    }
+
     /// Boots and waits until the boot is complete, without touching the network.
     pub(crate) fn start(&mut self) {
         self.start_and_wait(20);
@@ -189,8 +201,19 @@ impl Machine {
 
     fn start_and_wait(&mut self, seconds: u64) {
         let console = fs::File::create(self.folder.join("console")).unwrap();
-        let child = Command::new("systemd-nspawn")
-            .args(["--quiet", "--boot", "--register=no", "--keep-unit", "--hostname=vps"])
+        let cgroup = self.cgroup();
+        fs::create_dir_all(&cgroup).unwrap();
+        let child = Command::new("sh")
+            .args(["-c", "echo $$ > \"$0/cgroup.procs\"; exec \"$@\""])
+            .arg(&cgroup)
+            .args([
+                "systemd-nspawn",
+                "--quiet",
+                "--boot",
+                "--register=no",
+                "--keep-unit",
+                "--hostname=vps",
+            ])
             .args(["--console=pipe", "--capability=CAP_NET_ADMIN,CAP_NET_RAW"])
             .arg(format!("--machine={}", self.id))
             .arg(format!("--directory={}", self.folder.join("root").display()))
@@ -453,7 +476,17 @@ impl Drop for Machine {
             let _ = Command::new("ip").args(["netns", "delete", &net]).status();
         }
         let _ = fs::remove_dir_all(&self.folder);
+        remove_cgroups(&self.cgroup());
     }
+}
+
+/// Removes a control group and those below it, which must be empty of processes.
+fn remove_cgroups(cgroup: &Path) {
+    let below = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    for entry in below.filter(|entry| entry.path().is_dir()) {
+        remove_cgroups(&entry.path());
+    }
+    let _ = fs::remove_dir(cgroup);
 }
 
 /// An SSH session that stays open; dropping it closes it.
