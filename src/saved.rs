@@ -1,6 +1,7 @@
 //! A plan on disk: what was reviewed, and the state of the host that it was made for.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Refusal};
 use crate::observe::Observed;
@@ -21,18 +22,35 @@ pub struct SavedPlan {
     pub changes: Vec<Change>,
     /// The host as it was.
     pub observed: Observed,
+    /// Checksum of all the above: an edit shows, though not one by somebody who makes it anew.
+    #[serde(default)]
+    pub checksum: String,
 }
 
 impl SavedPlan {
     /// Saves a plan.
     pub fn new(spec: &Spec, observed: &Observed, plan: &Plan) -> Self {
-        Self {
+        let mut saved = Self {
             harden_plan: 1,
             spec_name: spec.source.name.clone(),
             spec_text: spec.source.text.clone(),
             changes: plan.changes.clone(),
             observed: observed.clone(),
-        }
+            checksum: String::new(),
+        };
+        saved.checksum = saved.sum();
+        saved
+    }
+
+    fn sum(&self) -> String {
+        let bare = Self { checksum: String::new(), ..self.clone() };
+        let text = serde_json::to_string(&bare).unwrap_or_default();
+        Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Whether a file that begins so was written by harden.
+    pub fn is_one(start: &[u8]) -> bool {
+        start.starts_with(b"{\"harden_plan\"")
     }
 
     /// Reads a saved plan; `None` where the bytes are something else (a spec).
@@ -44,7 +62,7 @@ impl SavedPlan {
         struct Header {
             harden_plan: u32,
         }
-        if !bytes.starts_with(b"{\"harden_plan\"") {
+        if !Self::is_one(bytes) {
             return Ok(None);
         }
         let header = serde_json::from_slice::<Header>(bytes).map_err(|error| {
@@ -70,6 +88,13 @@ impl SavedPlan {
     /// # Errors
     /// A refusal that names what moved.
     pub fn check_host(&self, now: &Observed) -> Result<(), Refusal> {
+        if self.observed.host != now.host {
+            return Err(Refusal::new(
+                "another-host",
+                format!("the plan was made on {}, and this is {}", self.observed.host, now.host),
+                "make a plan here: harden plan SPEC --out FILE",
+            ));
+        }
         let moved = self.observed.differences(now, false);
         if moved.is_empty() {
             return Ok(());
@@ -87,6 +112,11 @@ impl SavedPlan {
     /// # Errors
     /// A refusal.
     pub fn check_origin(&self, name: &str, spec: &Spec) -> Result<(), Error> {
+        if self.checksum != self.sum() {
+            let hint = "make a new plan: harden plan SPEC --out FILE";
+            let message = format!("{name} was changed after harden wrote it");
+            return Err(Refusal::new("edited-plan", message, hint).into());
+        }
         let again = plan(spec, &self.observed)?;
         if self.changes == again.changes { Ok(()) } else { Err(other_version(name)) }
     }

@@ -19,6 +19,7 @@ const JOURNAL: &[u8] = include_bytes!("journals/format-1.journal");
 
 fn saved_plan() -> Vec<u8> {
     let saved = SavedPlan {
+        checksum: String::new(),
         harden_plan: 1,
         spec_name: "spec.yaml".to_owned(),
         spec_text: SPEC.to_owned(),

@@ -37,6 +37,9 @@ mod cases {
             ("{AllowUsers: nobody}", "not listed in AllowUsers"),
             ("{DenyGroups: [root, sudo]}", "DenyGroups"),
             ("{PubkeyAuthentication: no}", "Permission denied"),
+            ("{AuthorizedKeysFile: none}", "none of their own keys"),
+            ("{AuthorizedKeysFile: /etc/ssh/keys/%u}", "none of their own keys"),
+            ("{AuthenticationMethods: \"publickey,password\"}", "more than a key"),
         ];
         for (settings, reason) in cases {
             let back = unchanged(&machine, || apply(&machine, settings).code(4));
@@ -55,10 +58,7 @@ mod cases {
         let applied = apply(&machine, "{PermitRootLogin: no}").code(0);
         assert!(unwrapped(&applied).contains("deploy can log in with a key"), "{applied:?}");
         assert_no_trace(&machine);
-        // The key is accepted; what comes after it is the owner's affair.
-        let applied = apply(&machine, "{AuthenticationMethods: \"publickey,password\"}").code(0);
-        assert!(unwrapped(&applied).contains("asks for more than a key"), "{applied:?}");
-        assert_no_trace(&machine);
+        assert!(unwrapped(&applied).contains("no longer able to log in with a key: root ("));
         // Nobody could log in with a key before, so there is nothing to compare with.
         machine.root().remove("/root/.ssh/authorized_keys");
         machine.root().remove("/home/deploy/.ssh/authorized_keys");
@@ -68,7 +68,7 @@ mod cases {
     }
 }
 
-/// A ForceCommand is somebody's own program: it is not run for a test.
+/// A ForceCommand is somebody's own program: it is not run for a test; but who it is not for is tried.
 #[test]
 fn no_command_of_theirs_is_run() {
     let machine = Machine::boot(Suite::Trixie, |root| {
@@ -78,8 +78,55 @@ fn no_command_of_theirs_is_run() {
         );
     });
     let applied = apply(&machine, "{MaxAuthTries: 3}").code(0);
-    assert!(unwrapped(&applied).contains("it would run the ForceCommand"), "{applied:?}");
+    assert!(unwrapped(&applied).contains("root and deploy can log in with a key"), "{applied:?}");
+    apply(&machine, "{AllowUsers: nobody}").code(4);
     assert!(!machine.root().exists("/tmp/was-run"));
+}
+
+/// sshd wants the way to the keys to be nobody else's to write: they are looked for where they are.
+#[test]
+fn keys_that_others_can_write_do_not_count() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.append("/etc/ssh/sshd_config", "StrictModes no\n");
+    });
+    machine.sh("chmod 777 /root /home/deploy");
+    let back = apply(&machine, "{StrictModes: yes}").code(4);
+    assert!(unwrapped(&back).contains("none of their own keys is accepted"), "{back:?}");
+    machine.sh("chmod 700 /root");
+    apply(&machine, "{StrictModes: yes}").code(0);
+}
+
+/// A key that is tied to a command opens no session: a cloud image's root has one.
+#[test]
+fn a_key_with_a_command_opens_no_session() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine
+        .sh("sed -i '1s/^/no-pty,command=\"echo Please log in as deploy\" /' .ssh/authorized_keys");
+    let back = apply(&machine, "{AllowUsers: [root, deplyo]}").code(4);
+    assert!(unwrapped(&back).contains("any more: deploy ("), "{back:?}");
+}
+
+/// Whoever runs harden has to get in again, not just anybody.
+#[test]
+fn who_runs_harden_is_asked_for() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec("version: 1\nssh: {settings: {AllowUsers: [root, deplyo]}}\n");
+    let as_deploy = "SUDO_USER=deploy harden apply -y --confirm probe spec.yaml";
+    let back = unchanged(&machine, || machine.exec(as_deploy).code(4));
+    assert!(unwrapped(&back).contains("deploy, who runs harden, could not log in"), "{back:?}");
+    machine.exec("harden apply -y --confirm probe spec.yaml").code(0);
+}
+
+/// Nobody has a key: then the password is the way in.
+#[test]
+fn passwords_stay_where_nobody_has_a_key() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.remove("/root/.ssh/authorized_keys");
+        root.remove("/home/deploy/.ssh/authorized_keys");
+    });
+    let off = "{PasswordAuthentication: no, KbdInteractiveAuthentication: no}";
+    let back = unchanged(&machine, || apply(&machine, off).code(4));
+    assert!(unwrapped(&back).contains("passwords would be turned off"), "{back:?}");
 }
 
 /// What the key of a login may do is decided by its type too: it is that of the owner's own key.

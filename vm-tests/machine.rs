@@ -432,9 +432,14 @@ impl Machine {
         self.sh("pkill -9 -f '[.]harden worker'");
     }
 
-    /// Stops the worker for good: systemd does not start it again.
+    /// Kills the worker for good: systemd cannot start it again.
     pub(crate) fn stop_worker(&self) {
-        self.sh("systemctl stop 'harden-2*.service'");
+        let workers = "systemctl list-units --no-legend --all 'harden-2*.service'";
+        self.sh("cd /var/lib/harden; mv *.harden away; pkill -9 -f '[.]harden worker'");
+        self.wait_for("end of the worker", &format!("[ -z \"$({workers})\" ]"));
+        self.sh(
+            "cd /var/lib/harden; id=$(ls *.journal | tail -n 1); mv away ${id%.journal}.harden",
+        );
     }
 
     /// Waits until no transaction is open.

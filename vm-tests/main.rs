@@ -21,6 +21,7 @@ mod login;
 mod machine;
 mod moves;
 mod operator;
+mod people;
 mod playbooks;
 mod points;
 mod random;

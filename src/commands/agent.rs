@@ -2,18 +2,19 @@
 //! systemd's journal; who follows a transaction reads the transaction's own.
 
 use harden::error::{Error, exit};
+use harden::sys::service;
 use harden::sys::systemd::Systemd;
 use harden::transaction::machine::RealMachine;
 use harden::transaction::{Outcome, worker};
 
 /// Does a transaction.
 pub(crate) fn worker_command(id: &str) -> u8 {
-    ended(machine().and_then(|machine| worker::work(&machine, id)))
+    ended(attended().and_then(|machine| worker::work(&machine, id)))
 }
 
 /// Undoes what nobody has confirmed.
 pub(crate) fn guard_command(id: &str) -> u8 {
-    ended(machine().and_then(|machine| worker::guard(&machine, id)))
+    ended(attended().and_then(|machine| worker::guard(&machine, id)))
 }
 
 /// Puts files right before sshd starts.
@@ -25,6 +26,15 @@ pub(crate) fn recover_command(id: &str) -> u8 {
             exit::REFUSED
         }
     }
+}
+
+/// One who wants the service to end gets what it has begun ended, unless the system goes down.
+fn attended() -> Result<RealMachine, Error> {
+    let going_down = || Systemd::connect_directly().and_then(|systemd| systemd.is_stopping());
+    let stop = service::attend(move || going_down().unwrap_or(true))?;
+    let mut machine = machine()?;
+    machine.heed(stop);
+    Ok(machine)
 }
 
 fn machine() -> Result<RealMachine, Error> {

@@ -1,5 +1,6 @@
 //! `harden apply`.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use harden::error::{Error, ErrorReport, Refusal, exit};
@@ -81,6 +82,7 @@ pub(super) fn connect() -> Result<RealMachine, Error> {
     need_root("change sshd and its units; `harden plan` works without")?;
     terminal::hold_signals();
     observe::check_host()?;
+    observe::check_clients()?;
     Ok(RealMachine::new(Systemd::connect).map_err(|error| observe::no_bus(&error))?)
 }
 
@@ -114,9 +116,7 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
         saved.check_host(&observed)?;
     }
     let plan = checked_plan(&files, &spec, &observed)?;
-    if format == Format::Human {
-        say(|out| human::plan(out, &observed, &plan));
-    }
+    show(&observed, &plan, &args.terms, format)?;
     if plan.is_empty() {
         return converged(plan, &observed);
     }
@@ -126,6 +126,30 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
     }
     let terms = Terms { spec: name, ..terms(&args.terms, &spec.safety, &observed, &plan) };
     carry_out(&machine, lock, &observed, plan, terms)
+}
+
+/// Shows a plan: to whoever reads standard output, or, where that is a program, to whoever is asked.
+pub(super) fn show(
+    observed: &Observed,
+    plan: &Plan,
+    terms: &TermsArgs,
+    format: Format,
+) -> Result<(), Error> {
+    match format {
+        Format::Human if !say(|out| human::plan(out, observed, plan)) && !terms.yes => {
+            Err(Refusal::new(
+                "not-shown",
+                "the plan could not be shown, so nobody can be asked",
+                "run it on a terminal, or with --yes",
+            )
+            .into())
+        }
+        Format::Json if !terms.yes => {
+            tell(|out| human::plan(out, observed, plan));
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Lets an open transaction end before anything new begins.
@@ -157,6 +181,7 @@ pub(super) fn carry_out(
     plan: Plan,
     terms: Terms,
 ) -> Result<Ended, Error> {
+    terminal::refuse_interrupted()?;
     let id = front::begin(machine, lock, observed, &plan, terms)?;
     let mut terminal = Terminal::new(machine.files());
     // From here on the bus may go: systemd is asked directly.
@@ -198,27 +223,54 @@ pub(super) fn terms(
         options: plan.options.clone(),
         confirm: asked.or(safety.confirm).unwrap_or(fitting),
         limit: limit.as_secs(),
-        login: login(observed, plan),
+        login: login(observed, plan, &operator()),
+        operator: Some(operator()),
+        from: connection(0).and_then(|address| address.parse().ok()),
         changes: plan.changes.clone(),
         spec: String::new(),
         undoes: None,
     }
 }
 
+/// Who runs harden, behind sudo(8) too.
+fn operator() -> String {
+    std::env::var("SUDO_USER").unwrap_or_else(|_| "root".to_owned())
+}
+
+/// A field of `SSH_CONNECTION`, which this very session has: CLIENT PORT SERVER PORT (ssh(1)).
+fn connection(field: usize) -> Option<String> {
+    let connection = Process::inherited_variable("SSH_CONNECTION")?;
+    connection.split(' ').nth(field).map(str::to_owned)
+}
+
 /// The command that opens a new session through the trial and confirms there, as the person at this
 /// terminal would type it.
-fn login(observed: &Observed, plan: &Plan) -> Vec<String> {
-    let port = plan.trial.iter().find_map(|step| match &step.op {
-        Op::Listen(bridge) if bridge.role == Role::Trial => bridge.endpoints.first(),
+fn login(observed: &Observed, plan: &Plan, operator: &str) -> Vec<String> {
+    let endpoints = plan.trial.iter().find_map(|step| match &step.op {
+        Op::Listen(bridge) if bridge.role == Role::Trial => Some(bridge.endpoints.as_slice()),
         _ => None,
     });
-    let port = port.map_or(22, std::net::SocketAddr::port).to_string();
-    let user = std::env::var("SUDO_USER").unwrap_or_else(|_| "root".to_owned());
-    // CLIENT PORT SERVER PORT: the address that this very session came in on (ssh(1)).
-    let connection = Process::inherited_variable("SSH_CONNECTION").unwrap_or_default();
-    let host = connection.split(' ').nth(2).unwrap_or(&observed.host).to_owned();
-    let program = sys::own_command();
+    let endpoints = endpoints.unwrap_or_default();
+    let port = endpoints.first().map_or(22, SocketAddr::port).to_string();
+    let serves = |address: &String| {
+        let Ok(address) = address.parse::<IpAddr>() else { return false };
+        let is_served = |at: &SocketAddr| {
+            at.ip() == address || (at.ip().is_unspecified() && at.is_ipv4() == address.is_ipv4())
+        };
+        endpoints.iter().any(is_served)
+    };
+    let specific = || {
+        let fixed = endpoints.iter().map(SocketAddr::ip).find(|ip| !ip.is_unspecified());
+        fixed.map_or_else(|| observed.host.clone(), |ip| ip.to_string())
+    };
+    let host = connection(2).filter(serves).unwrap_or_else(specific);
+    let root_stays_out = plan.candidate.global("PermitRootLogin").first().is_some_and(|line| {
+        line.directive.args.first().is_some_and(|value| value.eq_ignore_ascii_case("no"))
+    });
+    // Somebody else, who can become root.
+    let user = if operator == "root" && root_stays_out { "USER" } else { operator };
     let mut words = vec!["ssh".to_owned(), "-p".to_owned(), port];
+    let program = sys::own_command();
     if user == "root" {
         words.extend([format!("{user}@{host}"), program, "confirm".to_owned()]);
     } else {

@@ -2,10 +2,11 @@
 
 use harden::error::{Error, exit};
 use harden::report::human;
-use harden::sys::Files;
 use harden::sys::process::Process;
+use harden::sys::{self, Files};
+use harden::transaction::confirm::{self, Confirmer};
 use harden::transaction::journal;
-use harden::transaction::{self, Outcome, confirm};
+use harden::transaction::{self, Outcome};
 
 use super::apply::{Ended, connect_directly, ended, length, report, watch};
 use super::terminal::Terminal;
@@ -20,9 +21,10 @@ pub(crate) fn confirm_command(args: &ConfirmArgs, format: Format) -> u8 {
 fn confirmed(args: &ConfirmArgs) -> Result<Ended, Error> {
     need_root("confirm a change")?;
     let files = Files::at("/");
-    let id = confirm::confirm(&files, args.token.as_deref(), &Process::ancestry())?;
+    let who = Confirmer { ancestry: Process::ancestry(), addresses: sys::addresses() };
+    let id = confirm::confirm(&files, args.token.as_deref(), &who)?;
     if transaction::outcome(&journal::read(&files, &id)?) == Some(Outcome::Applied) {
-        let said = format!("transaction {id} was confirmed, and is permanent");
+        let said = format!("transaction {id} has been permanent before; nothing waits now");
         tell(|out| writeln!(out, "{}", human::note(&said)));
         let transaction = Some(id);
         return Ok(Ended {

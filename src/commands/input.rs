@@ -13,6 +13,17 @@ pub(super) const MAX_PLAN: u64 = 64 * 1024 * 1024;
 pub(super) fn read_input(files: &Files, path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     let absolute = std::path::absolute(path)
         .map_err(|error| sys::SysError::new(format!("cannot read {}", path.display()), error))?;
+    // A device never ends, and a pipe that nobody writes to never begins.
+    let is_input = absolute.starts_with("/dev/fd") || absolute == Path::new("/dev/stdin");
+    if let Some(meta) = files.metadata(&absolute).filter(|meta| !meta.is_file() && !is_input) {
+        let what = if meta.is_dir() { "a folder" } else { "no regular file" };
+        return Err(Refusal::new(
+            "no-file",
+            format!("{} is {what}", path.display()),
+            "name a YAML file, or /dev/stdin",
+        )
+        .into());
+    }
     let (bytes, meta) = files.read_limited(&absolute, limit + 1)?;
     let me = nix::unistd::geteuid().as_raw();
     let shown = path.display();

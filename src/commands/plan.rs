@@ -78,9 +78,14 @@ fn save(files: &Files, out: &Path, spec: &Path, saved: &SavedPlan) -> Result<(),
     };
     let taken = std::path::absolute(out).ok().and_then(|out| files.metadata(&out));
     let source = std::path::absolute(spec).ok().and_then(|spec| files.metadata(&spec));
+    let is_plan = || {
+        let start = std::path::absolute(out).ok().and_then(|out| files.read_limited(&out, 64).ok());
+        start.is_some_and(|(start, _)| start.is_empty() || SavedPlan::is_one(&start))
+    };
     let wrong = match (&taken, &source) {
         (Some(taken), _) if !taken.is_file() => Some("it is not a regular file"),
         (Some(taken), Some(source)) if same(taken, source) => Some("it is the spec"),
+        (Some(_), _) if !is_plan() => Some("it is there already, and is no plan of harden's"),
         _ => None,
     };
     if let Some(wrong) = wrong {

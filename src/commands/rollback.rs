@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use harden::error::{Error, Refusal, exit};
-use harden::observe::Ahead;
+use harden::observe::{Ahead, Observed};
 use harden::plan::{Earlier, Plan, undo};
-use harden::report::human;
 use harden::spec::Safety;
 use harden::sys::{Files, Image};
 use harden::transaction::decision::{self, Verdict};
@@ -13,10 +12,11 @@ use harden::transaction::follow::Watcher;
 use harden::transaction::journal::{self, Record, Terms};
 use harden::transaction::machine::{Machine, RealMachine};
 use harden::transaction::{self, Lock, Outcome, front, guard};
+use harden::verify;
 
-use super::apply::{Ended, carry_out, connect_directly, ended, length, report, terms, watch};
+use super::apply::{Ended, carry_out, connect_directly, ended, length, report, show, terms, watch};
+use super::need_root;
 use super::terminal::{self, Terminal};
-use super::{need_root, say};
 use crate::cli::{Format, RollbackArgs};
 
 /// `harden rollback`.
@@ -41,12 +41,10 @@ fn rolled_back(args: &RollbackArgs, format: Format) -> Result<Ended, Error> {
     }
     let lock = Lock::take(&files)?;
     guard::clear_up(&machine);
-    let (id, records) = to_undo(&files, args.id.as_deref())?;
+    let ToUndo { id, records, is_last } = to_undo(&files, args.id.as_deref())?;
     let observed = machine.observe_with(Ahead::ask())?;
-    let plan = plan_undo(&files, &id, &records, &observed)?;
-    if format == Format::Human {
-        say(|out| human::plan(out, &observed, &plan));
-    }
+    let plan = plan_undo(&files, &id, &records, is_last, &observed)?;
+    show(&observed, &plan, &args.terms, format)?;
     if !args.terms.yes {
         terminal::ask()?;
     }
@@ -64,14 +62,21 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
     let files = machine.files();
     let begun = records.iter().any(|record| matches!(record, Record::Rollback { .. }));
     if !begun {
-        let stands = decision::decide(files, id, Verdict::Rollback, "the operator wanted it back")?;
-        if stands.verdict == Verdict::Commit {
-            return Err(Refusal::new(
-                "too-late",
-                format!("transaction {id} has been confirmed, and is being made permanent"),
-                "wait until it is done (`harden status`); then `harden rollback` undoes it",
-            )
-            .into());
+        match decision::decide(files, id, Verdict::Rollback, "the operator wanted it back") {
+            Ok(stands) if stands.verdict == Verdict::Commit => {
+                return Err(Refusal::new(
+                    "too-late",
+                    format!("transaction {id} has been confirmed, and is being made permanent"),
+                    "wait until it is done (`harden status`); then `harden rollback` undoes it",
+                )
+                .into());
+            }
+            Ok(_) => {}
+            // The disk is full. A worker that starts anew without a decision goes back.
+            Err(error) => {
+                tracing::warn!(%error, "starting the worker anew");
+                let _ = machine.kill(&guard::worker_unit(id));
+            }
         }
     }
     let from = length(files, id);
@@ -90,8 +95,16 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
     Ok(ended(id, None, outcome))
 }
 
+/// A transaction that was applied and stands.
+struct ToUndo {
+    id: String,
+    records: Vec<Record>,
+    /// No later one stands.
+    is_last: bool,
+}
+
 /// The transaction to undo: the one that is named, else the last that was applied and stands.
-fn to_undo(files: &Files, named: Option<&str>) -> Result<(String, Vec<Record>), Error> {
+fn to_undo(files: &Files, named: Option<&str>) -> Result<ToUndo, Error> {
     let mut applied = Vec::new();
     let mut undone = Vec::new();
     for id in journal::ids(files) {
@@ -107,10 +120,13 @@ fn to_undo(files: &Files, named: Option<&str>) -> Result<(String, Vec<Record>), 
         }
     }
     applied.retain(|(id, _)| !undone.contains(id));
+    let last = applied.last().map(|(id, _)| id.clone());
     let found = match named {
         None => applied.pop(),
         Some(named) => applied.into_iter().find(|(id, _)| id == named),
     };
+    let found =
+        found.map(|(id, records)| ToUndo { is_last: Some(&id) == last.as_ref(), id, records });
     found.ok_or_else(|| {
         let message = match named {
             Some(named) if undone.iter().any(|id| id == named) => {
@@ -128,13 +144,24 @@ fn plan_undo(
     files: &Files,
     id: &str,
     records: &[Record],
-    observed: &harden::observe::Observed,
+    is_last: bool,
+    observed: &Observed,
 ) -> Result<Plan, Error> {
-    let Some(Record::Begin { before, .. }) = records.first() else {
+    let Some(Record::Begin { before, expect, .. }) = records.first() else {
         return Err(
             Refusal::new("nothing-to-undo", "its journal is empty", "harden history").into()
         );
     };
+    // The last one may be undone whatever has become of the host: that is what it is for.
+    let moved = if is_last { Vec::new() } else { verify::state(expect, observed) };
+    if !moved.is_empty() {
+        return Err(Refusal::new(
+            "moved-on",
+            format!("the host is no longer as transaction {id} left it:\n- {}", moved.join("\n- ")),
+            "undo what came after it first: `harden rollback` undoes the last change",
+        )
+        .into());
+    }
     let (images, written) = transaction::changed(records);
     let mut present: BTreeMap<_, Image> = BTreeMap::new();
     for (path, _) in &images {

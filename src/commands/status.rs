@@ -3,10 +3,12 @@
 use harden::error::{Error, exit};
 use harden::report::json::{HistoryReport, OpenTransaction, PastTransaction, StatusReport};
 use harden::report::{human, json};
+use harden::sys::systemd::Systemd;
 use harden::sys::{self, Files};
 use harden::transaction::follow::{Phase, left, phase};
 use harden::transaction::journal::{self, Record, Terms};
-use harden::transaction::{self, Outcome, confirm, decision};
+use harden::transaction::machine::{Machine, RealMachine};
+use harden::transaction::{self, Outcome, confirm, decision, guard};
 
 use super::{complain, need_root, print_json, say};
 use crate::cli::Format;
@@ -39,16 +41,27 @@ fn open() -> Result<Option<OpenTransaction>, Error> {
     let phase = phase(&records);
     let undecided =
         matches!(phase, Phase::Trial | Phase::Waiting) && decision::read(&files, &id)?.is_none();
-    let left = left(&records).filter(|_| undecided);
+    let worked_on = is_worked_on(&id);
+    let left = left(&records).filter(|left| undecided && worked_on && !left.is_zero());
     let deadline = left.and_then(sys::time_after);
-    let waits = undecided && phase == Phase::Waiting;
+    let waits = deadline.is_some() && phase == Phase::Waiting;
     let command = terms(&records).map(|terms| confirm::command(terms, &id));
     Ok(Some(OpenTransaction {
         id,
         state: phase.to_string(),
+        worked_on,
         deadline,
         confirm: command.filter(|_| waits),
     }))
+}
+
+/// Whether somebody works on it, or will when the guard's time comes; where that cannot be asked, it
+/// is assumed.
+fn is_worked_on(id: &str) -> bool {
+    let asked = RealMachine::new(Systemd::connect_directly).and_then(|machine| {
+        Ok(guard::is_worked_on(&machine, id)? || machine.is_armed(&guard::guard_name(id))?)
+    });
+    asked.unwrap_or(true)
 }
 
 fn terms(records: &[Record]) -> Option<&Terms> {

@@ -37,9 +37,23 @@ fn mask(how: SigmaskHow) {
     }
 }
 
-/// Whether a person can be asked, and will read the answer.
+/// Whether a person is there; what is said may go through a pipe to them (`| tee log`).
 pub(super) fn is_attended() -> bool {
-    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+    std::io::stdin().is_terminal()
+}
+
+/// Ctrl-C while it was planned counts, though no prompt was there to take it.
+///
+/// # Errors
+/// A refusal where it was pressed.
+pub(super) fn refuse_interrupted() -> Result<(), Refusal> {
+    let pending = SignalFd::with_flags(&held(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .ok()
+        .and_then(|signals| signals.read_signal().ok().flatten());
+    if pending.is_none() {
+        return Ok(());
+    }
+    Err(Refusal::new("interrupted", "interrupted; nothing was changed", "run it again"))
 }
 
 /// Asks on the terminal; anything but yes changes nothing.
@@ -92,7 +106,8 @@ impl Terminal {
 
     /// Writes a line, over the countdown where that stands.
     fn line(&mut self, text: &str) {
-        let clear = if self.drawn.take().is_some() { "\r\u{1b}[K" } else { "" };
+        // Blanks, not an escape: NO_COLOR takes those away.
+        let clear = self.drawn.take().map_or(String::new(), |_| format!("\r{:79}\r", ""));
         tell(|out| writeln!(out, "{clear}{text}"));
     }
 
@@ -104,7 +119,8 @@ impl Terminal {
         self.drawn = Some(Instant::now());
         let left = human::time(left);
         tell(|out| {
-            write!(out, "\r\u{1b}[Kwaiting for the confirmation: {left} left (Ctrl-C to decide)")?;
+            let text = format!("waiting for the confirmation: {left} left (Ctrl-C to decide)");
+            write!(out, "\r{text:79}")?;
             out.flush()
         });
     }
@@ -140,7 +156,7 @@ impl Terminal {
     fn answered(&mut self, id: &str) {
         let Some(Ok(answer)) = self.answer.as_ref().map(mpsc::Receiver::try_recv) else { return };
         self.answer = None;
-        if !answer.trim().eq_ignore_ascii_case("r") {
+        if !matches!(answer.trim().to_ascii_lowercase().as_str(), "r" | "rollback" | "roll back") {
             self.line("left to the countdown");
             return;
         }
@@ -174,7 +190,10 @@ impl Watcher for Terminal {
         let go_on = match signal.and_then(|signal| i32::try_from(signal.ssi_signo).ok()) {
             Some(number) if number == Signal::SIGINT as i32 => self.interrupted(left),
             // The terminal is gone, or somebody wants this process gone: the worker goes on.
-            Some(_) => false,
+            Some(_) => {
+                self.line("no longer watching; `harden status` shows how it goes on");
+                false
+            }
             None => true,
         };
         if let Some(left) = left.filter(|_| go_on) {

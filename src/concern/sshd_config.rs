@@ -6,10 +6,10 @@ use super::listening::Listening;
 use crate::error::Refusal;
 use crate::observe::Observed;
 use crate::plan::{FileChange, Part};
-use crate::spec::Spec;
+use crate::spec::{Setting, Spec};
 use crate::sshd::keywords::{Repeats, repeats, same};
 use crate::sshd::syntax::{Directive, parse_line};
-use crate::sshd::tree::pattern_reads;
+use crate::sshd::tree::{Line, pattern_reads};
 use crate::sshd::{ConfigFile, ConfigTree};
 use crate::sys::files::Meta;
 
@@ -74,8 +74,8 @@ pub(crate) fn rewrite(
     }
     // The new lines come before the old ones go: in between, sshd would serve both ports.
     files.sort_by_key(|file| file.path != Path::new(DROP_IN));
-    let mut warnings = match_warnings(&candidate, &keywords);
-    warnings.extend(dropped_warnings(&observed.config, &keywords));
+    refuse_defeated(spec, &candidate)?;
+    let warnings = dropped_warnings(&observed.config, &keywords);
     Ok(Rewritten { part: Part { files, warnings }, candidate })
 }
 
@@ -283,20 +283,33 @@ fn reason(file: &ConfigFile, placed: Placed, aside: &[(String, usize)]) -> Strin
     }
 }
 
-/// Match blocks win over everything outside them, for the connections that they match.
-fn match_warnings(tree: &ConfigTree, keywords: &[String]) -> Vec<String> {
-    tree.lines()
-        .iter()
-        .filter(|line| keywords.iter().any(|keyword| same(keyword, &line.directive.keyword)))
-        .filter_map(|line| {
-            let criteria = line.context.as_ref()?;
-            let keyword = &line.directive.keyword;
-            let value = line.directive.args.join(" ");
-            let place = line.place();
-            Some(format!(
-                "{place}: `{keyword} {value}` stands in `Match {criteria}` and wins over the \
-                 spec for those connections"
-            ))
-        })
-        .collect()
+/// Match blocks win over everything outside them, for the connections that they match: one that says
+/// something else than the spec would defeat it there.
+fn refuse_defeated(spec: &Spec, tree: &ConfigTree) -> Result<(), Refusal> {
+    let says_so = |line: &Line, setting: &Setting| {
+        let wanted = setting.lines.iter().filter_map(|text| {
+            let args = parse_line(&format!("{} {text}", setting.keyword))?.args;
+            Some(args.join(" ").to_ascii_lowercase())
+        });
+        let found = line.directive.args.join(" ").to_ascii_lowercase();
+        wanted.collect::<Vec<_>>() == [found]
+    };
+    for line in tree.lines() {
+        let Some(criteria) = &line.context else { continue };
+        let setting = spec.ssh.settings.iter().find(|s| same(&s.keyword, &line.directive.keyword));
+        let Some(setting) = setting.filter(|setting| !says_so(&line, setting)) else { continue };
+        let (keyword, value) = (&line.directive.keyword, line.directive.args.join(" "));
+        return Err(Refusal::new(
+            "shadowed",
+            format!(
+                "`{} {}` would not take effect for the connections of `Match {criteria}`: {} says \
+                 `{keyword} {value}`, and a Match block wins",
+                setting.keyword,
+                setting.lines.join("; "),
+                line.place(),
+            ),
+            "remove or change that line, or remove the setting from the spec",
+        ));
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use ask::{Ahead, ask_sshd, sshd_program};
-pub use read::{check_host, connect, no_bus, observe};
+pub use read::{check_clients, check_host, connect, no_bus, observe};
 
 use crate::sshd::{ConfigFile, ConfigTree, Effective, options};
 use crate::sys::process::Process;

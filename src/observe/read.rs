@@ -84,6 +84,23 @@ pub fn check_host() -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Makes sure that the proof can be made: with the system's own client.
+///
+/// # Errors
+/// A refusal that says what to install.
+pub fn check_clients() -> Result<(), Refusal> {
+    let missing = ["/usr/bin/ssh", "/usr/bin/ssh-keygen"];
+    let Some(missing) = missing.into_iter().find(|path| sys::find_program(&[path]).is_none())
+    else {
+        return Ok(());
+    };
+    Err(Refusal::new(
+        "no-ssh-client",
+        format!("there is no {missing}, with which harden proves the new listener"),
+        "install it first: apt install openssh-client",
+    ))
+}
+
 /// Connects to systemd, or says what is missing.
 ///
 /// # Errors

@@ -204,6 +204,10 @@ pub fn status(out: &mut dyn Write, open: Option<&OpenTransaction>) -> io::Result
     if let Some(command) = &open.confirm {
         writeln!(out, "  to confirm: {command}")?;
     }
+    if !open.worked_on && open.state != "needs-operator" {
+        let what = "nobody works on it any more; `harden rollback` takes it back";
+        writeln!(out, "{}", indented(what, 2))?;
+    }
     if open.state == "needs-operator" {
         let what = "the way back is incomplete; `harden rollback` tries again";
         writeln!(out, "{}", indented(what, 2))?;

@@ -79,6 +79,8 @@ pub struct OpenTransaction {
     pub id: String,
     /// `trial`, `waiting`, `permanent`, `rolling-back` or `needs-operator`.
     pub state: String,
+    /// Whether a process works on it, or the guard will.
+    pub worked_on: bool,
     /// When it is taken back if nobody confirms (RFC 3339), while that counts.
     pub deadline: Option<String>,
     /// The command that confirms it, while that counts.

@@ -353,6 +353,10 @@ fn explain(text: &str) -> (String, String) {
     if let Some(field) = text.strip_prefix("missing field ") {
         return (format!("{field} is missing"), format!("expected {field} in this mapping"));
     }
+    if let Some(rest) = text.strip_prefix("unknown variant `~`") {
+        let expected = rest.trim_start_matches(", ");
+        return ("there is no value".into(), expected.to_owned());
+    }
     if text.starts_with("tabs ") {
         return ("a tab indents this line".into(), "expected spaces".into());
     }

@@ -8,34 +8,52 @@ use serde_yaml::Spanned;
 
 use super::Confirm;
 
+/// A key with nothing behind it (an empty variable of a template) is a mistake, not silence.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
     pub(super) version: Spanned<u64>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) ssh: Option<SshSection>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) firewall: Option<Spanned<AutoOff>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) selinux: Option<Spanned<AutoOff>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) fail2ban: Option<Spanned<AutoOff>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) safety: Option<SafetySection>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SshSection {
+    #[serde(default, deserialize_with = "given")]
     pub(super) port: Option<Spanned<OneOrMany>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) listen: Option<Spanned<OneOrMany>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) socket: Option<Spanned<Socket>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) profile: Option<Spanned<Profile>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) settings: Option<Settings>,
-    #[serde(rename = "match")]
+    #[serde(default, deserialize_with = "given", rename = "match")]
     pub(super) matches: Option<Spanned<Vec<MatchBlock>>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SafetySection {
+    #[serde(default, deserialize_with = "given")]
     pub(super) confirm: Option<Spanned<Confirm>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) timeout: Option<Spanned<String>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) admins: Option<Spanned<Vec<String>>>,
 }
 

@@ -10,6 +10,7 @@ pub mod fault;
 pub mod files;
 pub mod probe;
 pub mod process;
+pub mod service;
 pub mod sockets;
 pub mod systemd;
 pub mod transient;
@@ -130,12 +131,22 @@ pub fn boot_id() -> String {
 
 /// Some bytes nobody can guess, in hexadecimal: transaction ids must never repeat.
 pub fn random_hex(bytes: usize) -> Result<String> {
-    use std::io::Read;
     let mut buffer = vec![0_u8; bytes];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut buffer))
-        .map_err(|error| SysError::new("cannot read /dev/urandom", error))?;
+    fill_randomly(&mut buffer)?;
     Ok(buffer.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn random_bytes<const N: usize>() -> Result<[u8; N]> {
+    let mut buffer = [0; N];
+    fill_randomly(&mut buffer)?;
+    Ok(buffer)
+}
+
+fn fill_randomly(buffer: &mut [u8]) -> Result<()> {
+    use std::io::Read;
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(buffer))
+        .map_err(|error| SysError::new("cannot read /dev/urandom", error))
 }
 
 /// The first of `candidates` that is an executable file; system tools are found by fixed path.

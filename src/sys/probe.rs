@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::command::Output;
 use super::{Command, Result};
 
 const SSH: &str = "/usr/bin/ssh";
@@ -31,7 +32,8 @@ fn client(known_hosts: &Path) -> Command {
 pub enum Answer {
     /// A complete key exchange, with a host key of this host (RFC 4253, sections 7 and 8).
     KeyExchange,
-    /// sshd is there but turns this address away for a while (`PerSourcePenalties`).
+    /// sshd is there but turns this address away for a while (`PerSourcePenalties`); of IPv4 another
+    /// address was tried too.
     Penalised,
     /// Anything else, in the client's words.
     Failed(String),
@@ -47,13 +49,27 @@ pub fn key_exchange(address: IpAddr, port: u16, known_hosts: &Path) -> Result<An
         IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
         other => other.to_string(),
     };
-    let output = client(known_hosts)
-        .args(options(&["PreferredAuthentications=none", "PubkeyAuthentication=no"]))
-        .args(options(&["ConnectTimeout=10", "ConnectionAttempts=1", "LogLevel=DEBUG1"]))
-        .args(["-p".to_owned(), port.to_string()])
-        .args(["-l", "root", "--", &target, "true"])
-        .run()?;
-    Ok(read_answer(&output.stderr))
+    let knock = |from: &[String]| -> Result<Answer> {
+        let output = client(known_hosts)
+            .args(options(&["PreferredAuthentications=none", "PubkeyAuthentication=no"]))
+            .args(options(&["ConnectTimeout=10", "ConnectionAttempts=1", "LogLevel=DEBUG1"]))
+            .args(from.iter().cloned())
+            .args(["-p".to_owned(), port.to_string()])
+            .args(["-l", "root", "--", &target, "true"])
+            .run()?;
+        Ok(read_answer(&output.stderr))
+    };
+    let answer = knock(&[])?;
+    if answer != Answer::Penalised || address.is_ipv6() {
+        return Ok(answer);
+    }
+    // An address that nobody has used yet has no penalties, and all of 127.0.0.0/8 is this host's. An
+    // sshd that turns it away too does so to everybody (`MaxStartups`, `PerSourceMaxStartups`).
+    let [a, b, c] = super::random_bytes()?.map(|byte| 1 + byte % 250);
+    match knock(&["-b".to_owned(), format!("127.{a}.{b}.{c}")])? {
+        Answer::Penalised => Ok(Answer::Failed("it turns every connection away".to_owned())),
+        other => Ok(other),
+    }
 }
 
 /// How a login went.
@@ -74,16 +90,37 @@ pub enum Login {
 /// # Errors
 /// Where the client cannot be run, or does not end within 20 seconds.
 pub fn login(user: &str, key: &Path, known_hosts: &Path, sshd: &[String]) -> Result<Login> {
+    let output = over_a_pipe(user, key, known_hosts, sshd, "VERBOSE")?;
+    Ok(read_login(output.status, &output.stderr))
+}
+
+/// Whether sshd takes a key for `user`, of which only the public half is here: it says so before it
+/// asks for a signature (RFC 4252, section 7, `SSH_MSG_USERAUTH_PK_OK`).
+///
+/// # Errors
+/// As [`login`].
+pub fn is_taken(user: &str, public: &Path, known_hosts: &Path, sshd: &[String]) -> Result<bool> {
+    let output = over_a_pipe(user, public, known_hosts, sshd, "DEBUG1")?;
+    Ok(output.stderr.contains("Server accepts key"))
+}
+
+fn over_a_pipe(
+    user: &str,
+    key: &Path,
+    known_hosts: &Path,
+    sshd: &[String],
+    level: &str,
+) -> Result<Output> {
     let words: Vec<String> = sshd.iter().map(|word| shell_quote(word)).collect();
     let proxy = words.join(" ").replace('%', "%%");
-    let output = client(known_hosts)
+    client(known_hosts)
         .args(options(&["PreferredAuthentications=publickey", "PubkeyAuthentication=yes"]))
-        .args(options(&["IdentitiesOnly=yes", "IdentityAgent=none", "LogLevel=VERBOSE"]))
+        .args(options(&["IdentitiesOnly=yes", "IdentityAgent=none"]))
+        .args(["-o".to_owned(), format!("LogLevel={level}")])
         .args(["-i".to_owned(), key.display().to_string()])
         .args(["-o".to_owned(), format!("ProxyCommand={proxy}")])
         .args(["-l", user, "--", "harden-probe", "true"])
-        .run()?;
-    Ok(read_login(output.status, &output.stderr))
+        .run()
 }
 
 fn shell_quote(word: &str) -> String {

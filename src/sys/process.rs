@@ -136,7 +136,7 @@ pub(super) fn holders_of(inodes: &BTreeSet<u64>) -> BTreeMap<u64, Vec<Process>> 
     holders
 }
 
-fn held_sockets(pid: u32, inodes: &BTreeSet<u64>) -> BTreeSet<u64> {
+pub(super) fn held_sockets(pid: u32, inodes: &BTreeSet<u64>) -> BTreeSet<u64> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     descriptors
         .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())

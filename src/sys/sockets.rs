@@ -4,14 +4,14 @@
 //! (`IPV6_V6ONLY`); systemd's `Listen` property is configuration, not reality.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 
-use super::process::{Process, holders_of};
+use super::process::{Process, held_sockets, holders_of};
 use super::{Result, SysError};
 
 /// One listening TCP socket as the kernel has it.
@@ -21,6 +21,8 @@ pub struct Socket {
     pub address: IpAddr,
     /// Local port.
     pub port: u16,
+    /// Address of the other end; unspecified for a listening socket.
+    peer: IpAddr,
     /// `IPV6_V6ONLY`; true for IPv4 sockets.
     pub v6only: bool,
     /// Inode of the socket: what `/proc/PID/fd` links to.
@@ -36,6 +38,7 @@ const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const INET_DIAG_SKV6ONLY: u16 = 11;
+const TCP_ESTABLISHED_STATE: u32 = 1 << 1;
 const TCP_LISTEN_STATE: u32 = 1 << 10;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -54,9 +57,21 @@ pub fn listening() -> Result<Vec<Socket>> {
 
 /// The same without the holders, which take longer to find.
 pub fn table() -> Result<Vec<Socket>> {
-    let mut sockets = dump(AF_INET)?;
-    sockets.extend(dump(AF_INET6)?);
+    let mut sockets = dump(AF_INET, TCP_LISTEN_STATE)?;
+    sockets.extend(dump(AF_INET6, TCP_LISTEN_STATE)?);
     Ok(sockets)
+}
+
+/// Who is at the other end of the connections that any of these processes has on any of these local
+/// ports.
+pub fn peers(pids: &[u32], ports: &BTreeSet<u16>) -> Result<Vec<IpAddr>> {
+    let mut connections = dump(AF_INET, TCP_ESTABLISHED_STATE)?;
+    connections.extend(dump(AF_INET6, TCP_ESTABLISHED_STATE)?);
+    connections.retain(|connection| ports.contains(&connection.port));
+    let inodes = connections.iter().map(|connection| connection.inode).collect();
+    let held: BTreeSet<u64> = pids.iter().flat_map(|pid| held_sockets(*pid, &inodes)).collect();
+    let held = connections.iter().filter(|connection| held.contains(&connection.inode));
+    Ok(held.map(|connection| connection.peer.to_canonical()).collect())
 }
 
 /// Where one process listens.
@@ -93,7 +108,7 @@ pub fn await_closed(inodes: &BTreeSet<u64>, limit: Duration) -> Result<bool> {
     }
 }
 
-fn dump(family: u8) -> Result<Vec<Socket>> {
+fn dump(family: u8, states: u32) -> Result<Vec<Socket>> {
     let failed = |error: nix::Error| SysError::new("cannot read the kernel's socket table", error);
     let netlink = socket(
         AddressFamily::Netlink,
@@ -103,7 +118,7 @@ fn dump(family: u8) -> Result<Vec<Socket>> {
     )
     .map_err(failed)?;
     use std::os::fd::AsRawFd;
-    send(netlink.as_raw_fd(), &request(family), MsgFlags::empty()).map_err(failed)?;
+    send(netlink.as_raw_fd(), &request(family, states), MsgFlags::empty()).map_err(failed)?;
     let mut sockets = Vec::new();
     let mut buffer = vec![0_u8; 1 << 16];
     loop {
@@ -118,7 +133,7 @@ fn dump(family: u8) -> Result<Vec<Socket>> {
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2` (linux/inet_diag.h).
-fn request(family: u8) -> Vec<u8> {
+fn request(family: u8, states: u32) -> Vec<u8> {
     const IPPROTO_TCP: u8 = 6;
     const REQUEST: usize = 56;
     let mut bytes = Vec::with_capacity(HEADER + REQUEST);
@@ -127,7 +142,7 @@ fn request(family: u8) -> Vec<u8> {
     bytes.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
     bytes.extend([0; 8]);
     bytes.extend([family, IPPROTO_TCP, 0, 0]);
-    bytes.extend(TCP_LISTEN_STATE.to_ne_bytes());
+    bytes.extend(states.to_ne_bytes());
     bytes.resize(HEADER + REQUEST, 0);
     bytes
 }
@@ -160,11 +175,14 @@ fn read_socket(message: &[u8]) -> Option<Socket> {
         return None;
     }
     let port = u16::from_be_bytes([*message.get(4)?, *message.get(5)?]);
-    let address = match *message.first()? {
-        AF_INET => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(message.get(8..12)?).ok()?)),
-        AF_INET6 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(message.get(8..24)?).ok()?)),
-        _ => return None,
+    let address_at = |at: usize| -> Option<IpAddr> {
+        match *message.first()? {
+            AF_INET => Some(<[u8; 4]>::try_from(message.get(at..at + 4)?).ok()?.into()),
+            AF_INET6 => Some(<[u8; 16]>::try_from(message.get(at..at + 16)?).ok()?.into()),
+            _ => None,
+        }
     };
+    let (address, peer) = (address_at(8)?, address_at(24)?);
     let inode = u64::from(u32_at(message, 68));
     let mut v6only = address.is_ipv4();
     let mut attributes = message.get(DIAG_MESSAGE..)?;
@@ -178,7 +196,7 @@ fn read_socket(message: &[u8]) -> Option<Socket> {
         }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Some(Socket { address, port, v6only, inode, holders: Vec::new() })
+    Some(Socket { address, port, peer, v6only, inode, holders: Vec::new() })
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -191,6 +209,8 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]
@@ -201,6 +221,18 @@ mod tests {
         assert_eq!(found.address, IpAddr::V4(Ipv4Addr::LOCALHOST));
         assert!(found.v6only);
         assert_eq!(found.holders.first().unwrap().pid, std::process::id());
+    }
+
+    #[test]
+    fn finds_the_other_end_of_a_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let _client = std::net::TcpStream::connect(at).unwrap();
+        let _served = listener.accept().unwrap();
+        let ports = BTreeSet::from([at.port()]);
+        let found = peers(&[std::process::id()], &ports).unwrap();
+        assert_eq!(found, vec![IpAddr::V4(Ipv4Addr::LOCALHOST)]);
+        assert_eq!(peers(&[1], &ports).unwrap(), Vec::<IpAddr>::new());
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub enum Value {
     Command(Vec<String>),
     /// Exit statuses, for `RestartPreventExitStatus=`.
     Statuses(Vec<i32>),
+    /// A signal.
+    Signal(i32),
     /// `OnActiveSec=` of a timer, in microseconds.
     OnActive(u64),
 }
@@ -110,6 +112,7 @@ impl Value {
                 let program = words.first().cloned().unwrap_or_default();
                 Variant::new(vec![(program, words.clone(), false)])
             }
+            Self::Signal(signal) => Variant::new(*signal),
             Self::Statuses(statuses) => Variant::new((statuses.clone(), Vec::<i32>::new())),
             Self::OnActive(usec) => Variant::new(vec![("OnActiveSec".to_owned(), *usec)]),
         }
@@ -224,6 +227,19 @@ impl Systemd {
                 let reply =
                     peer.connection.call_method(peer.name, &path, all, "GetAll", &"").await?;
                 reply.body().deserialize()
+            })
+        })
+    }
+
+    /// Whether the whole system is going down (`SystemState`, org.freedesktop.systemd1(5)).
+    pub fn is_stopping(&self) -> Result<bool> {
+        self.ask("cannot read the state of the system", CALL, move |peer| {
+            zbus::block_on(async {
+                let all = Some("org.freedesktop.DBus.Properties");
+                let body = (MANAGER, "SystemState");
+                let reply = peer.connection.call_method(peer.name, PATH, all, "Get", &body).await?;
+                let state: OwnedVariant = reply.body().deserialize()?;
+                Ok(state.downcast_ref::<&str>().ok() == Some("stopping"))
             })
         })
     }

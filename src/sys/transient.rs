@@ -11,6 +11,10 @@ const EXIT_EXEC: i32 = 203;
 const START: Duration = Duration::from_secs(20);
 /// How long the guard may take, once its time has come.
 const GUARD: Duration = Duration::from_secs(600);
+/// One that gives no sign of life for so long is frozen; systemd kills it and starts it again.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long one that is asked to end may take to take back, or to finish, what it has begun.
+const STOP: Duration = Duration::from_secs(120);
 /// How soon one that died is started again: `DefaultRestartSec=`.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -28,6 +32,7 @@ fn service(description: &str, command: &[String]) -> Vec<Property> {
         ("Description", text(description)),
         ("ExecStart", Value::Command(command.to_vec())),
         ("CollectMode", text("inactive-or-failed")),
+        ("IgnoreOnIsolate", Value::Flag(true)),
     ]
 }
 
@@ -50,8 +55,8 @@ pub fn start_sshd(systemd: &Systemd, unit: &str, command: &[String]) -> Result<S
     systemd.start_transient(unit, &properties, None, START)
 }
 
-/// Starts a service that is started again at once whenever it dies before its work is done, or has
-/// not done it within `longest`; returns the job's result.
+/// Starts a service that is started again at once whenever it dies before its work is done, is frozen,
+/// or has not done it within `longest`; returns the job's result.
 pub fn start_worker(
     systemd: &Systemd,
     unit: &str,
@@ -71,9 +76,12 @@ fn resumed(description: &str, command: &[String], longest: Duration) -> Vec<Prop
         ("RestartPreventExitStatus", Value::Statuses(vec![EXIT_EXEC])),
         ("StartLimitIntervalUSec", usec(Duration::ZERO)),
         ("RuntimeMaxUSec", usec(longest)),
+        ("NotifyAccess", text("main")),
+        ("WatchdogUSec", usec(SILENCE)),
+        ("WatchdogSignal", Value::Signal(nix::sys::signal::Signal::SIGKILL as i32)),
         // A fork of its own that hangs must not outlive it.
-        ("KillMode", text("control-group")),
-        ("TimeoutStopUSec", usec(Duration::from_secs(5))),
+        ("KillMode", text("mixed")),
+        ("TimeoutStopUSec", usec(STOP)),
     ]);
     properties
 }
@@ -87,6 +95,7 @@ pub fn arm(systemd: &Systemd, name: &str, command: &[String], after: Duration) -
         ("TimersMonotonic", Value::OnActive(after)),
         ("AccuracyUSec", usec(Duration::from_millis(100))),
         ("RemainAfterElapse", Value::Flag(false)),
+        ("IgnoreOnIsolate", Value::Flag(true)),
         ("CollectMode", text("inactive-or-failed")),
     ];
     let triggered = resumed("harden: undoes what nobody has confirmed", command, GUARD);

@@ -51,7 +51,8 @@ pub fn begin(
 }
 
 /// Lets a transaction that did not end go on: its process was killed and did not come back, or the
-/// power was cut and recovery did not run.
+/// power was cut and recovery did not run. One that nobody had taken on yet has changed nothing, and
+/// is closed.
 ///
 /// # Errors
 /// A refusal where somebody works on it; failures to start the worker.
@@ -64,8 +65,13 @@ pub fn resume(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> 
         )
         .into());
     }
-    let limit = limit_of(&journal::read(machine.files(), id)?);
-    start(machine, id, limit)?;
+    let records = journal::read(machine.files(), id)?;
+    if !records.iter().any(|record| matches!(record, Record::Taken { .. })) {
+        // Whoever asked for it is gone, and may want something else by now.
+        guard::discard(machine, id, "it was interrupted before it began")?;
+        return Ok(());
+    }
+    start(machine, id, limit_of(&records))?;
     drop(lock);
     Ok(())
 }

@@ -70,7 +70,8 @@ fn own_files(id: &str) -> Vec<(PathBuf, Image)> {
     all
 }
 
-/// Ordered before everything of sshd's, but nothing requires it, and it may take 30 seconds at
+/// Without the pinned copy the transaction is closed, and systemd may not have been told yet that the
+/// units are gone. Ordered before everything of sshd's, but nothing requires it, and it may take 30 seconds at
 /// most: it never blocks the boot.
 fn recovery_unit(id: &str) -> String {
     let program = pinned(id);
@@ -79,13 +80,14 @@ fn recovery_unit(id: &str) -> String {
          [Unit]\n\
          Description=harden: sshd's files, of an interrupted change\n\
          DefaultDependencies=no\n\
+         ConditionPathExists={0}\n\
          RequiresMountsFor={STATE} {UNITS} /etc/ssh /etc/systemd/system\n\
          After=local-fs.target\n\
          Before=ssh.service ssh.socket sshd.service sshd.socket shutdown.target\n\
          Conflicts=shutdown.target\n\n\
          [Service]\n\
          Type=oneshot\n\
-         ExecStart={} recover {id}\n\
+         ExecStart={0} recover {id}\n\
          TimeoutStartSec=30\n",
         program.display()
     )
@@ -97,14 +99,20 @@ fn resume_unit(id: &str) -> String {
         "# Written by harden for transaction {id}, which is open; removed when it is closed.\n\
          [Unit]\n\
          Description=harden: ends an interrupted change\n\
+         ConditionPathExists={0}\n\
          After={RECOVERY} ssh.service ssh.socket sshd.service sshd.socket\n\
          StartLimitIntervalSec=0\n\n\
          [Service]\n\
          Type=exec\n\
-         ExecStart={} worker {id}\n\
+         ExecStart={0} worker {id}\n\
          Restart=on-failure\n\
          RestartSec=1\n\
-         RuntimeMaxSec={}\n",
+         RuntimeMaxSec={1}\n\
+         NotifyAccess=main\n\
+         WatchdogSec=10\n\
+         WatchdogSignal=SIGKILL\n\
+         KillMode=mixed\n\
+         TimeoutStopSec=120\n",
         program.display(),
         worker::SPARE.as_secs(),
     )
@@ -172,7 +180,11 @@ pub(super) fn stand_down(machine: &dyn Machine, id: &str, records: &[Record]) {
         Record::Images { own, .. } => Some(own.clone()),
         _ => None,
     });
-    for (path, image) in own.unwrap_or_default().iter().rev() {
+    // Without a journal it is not known what was there; nobody else has files of these names.
+    let all_gone = || own_files(id).into_iter().map(|(path, _)| (path, Image::Absent)).collect();
+    let own =
+        own.unwrap_or_else(|| if journal::has_begun(records) { Vec::new() } else { all_gone() });
+    for (path, image) in own.iter().rev() {
         heed(rollback::put_back(machine.files(), path, image));
     }
     for unit in [RECOVERY, RESUME] {

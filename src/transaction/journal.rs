@@ -1,7 +1,8 @@
 //! The journal: one file for each transaction, appended to and fsynced before each step.
 //!
-//! Each line is a checksum and a JSON record. A line that is torn or corrupt is dropped: a crash
-//! can only damage the line being written, and a step whose record is damaged never began.
+//! Each line is a checksum and a JSON record. A crash can only damage the line being written, and a step
+//! whose record is torn never began. A disk can damage any line: so where one is damaged, every step
+//! counts as begun.
 
 use std::fs::File;
 use std::io::Write;
@@ -102,6 +103,9 @@ pub enum Record {
         /// One sentence.
         text: String,
     },
+    /// A line that is torn or corrupt stands here.
+    #[serde(skip)]
+    Damaged,
     /// The transaction is over.
     Closed {
         /// `applied`, `rolled-back` or `refused`.
@@ -127,6 +131,12 @@ pub struct Terms {
     pub limit: u64,
     /// The command that opens a new session, for the operator; without the confirmation.
     pub login: Vec<String>,
+    /// Who runs harden, behind sudo(8) too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<String>,
+    /// Where the session came from in which harden was run, if from anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<std::net::IpAddr>,
     /// What is changed, as it was shown.
     pub changes: Vec<Change>,
     /// Name of the spec, or what else asked for it.
@@ -223,7 +233,7 @@ fn checksum(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads a journal; lines that are torn or corrupt are dropped.
+/// Reads a journal.
 pub fn decode(bytes: &[u8]) -> Vec<Record> {
     let mut records = Vec::new();
     for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
@@ -232,11 +242,8 @@ pub fn decode(bytes: &[u8]) -> Vec<Record> {
             .and_then(|line| line.split_once(' '))
             .filter(|(sum, json)| *sum == checksum(json))
             .and_then(|(_, json)| serde_json::from_str(json).ok());
-        match record {
-            Some(record) => records.push(record),
-            // What follows a torn record was written after the crash: it is whole again.
-            None => tracing::warn!("a torn record in a journal was dropped"),
-        }
+        // What follows a torn record was written after the crash: it is whole again.
+        records.push(record.unwrap_or(Record::Damaged));
     }
     records
 }
@@ -260,10 +267,14 @@ pub fn ids(files: &Files) -> Vec<String> {
         .collect()
 }
 
+/// Whether these are the records of a transaction from its beginning on.
+pub fn has_begun(records: &[Record]) -> bool {
+    matches!(records.first(), Some(Record::Begin { .. }))
+}
+
 /// Whether these are the records of a transaction that began and did not end.
 pub fn is_open(records: &[Record]) -> bool {
-    let began = matches!(records.first(), Some(Record::Begin { .. }));
-    began && !records.iter().any(|record| matches!(record, Record::Closed { .. }))
+    has_begun(records) && !records.iter().any(|record| matches!(record, Record::Closed { .. }))
 }
 
 /// The newest transaction that did not end, with its records.
@@ -291,14 +302,14 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_tail_is_dropped_and_what_follows_is_read() {
+    fn a_torn_tail_is_told_and_what_follows_is_read() {
         let mut bytes = encode(&done(1)).unwrap().into_bytes();
         let torn = encode(&done(2)).unwrap().into_bytes();
         bytes.extend(&torn[..torn.len() / 2]);
-        assert_eq!(decode(&bytes), vec![done(1)]);
+        assert_eq!(decode(&bytes), vec![done(1), Record::Damaged]);
         bytes.push(b'\n');
         bytes.extend(encode(&done(3)).unwrap().into_bytes());
-        assert_eq!(decode(&bytes), vec![done(1), done(3)]);
+        assert_eq!(decode(&bytes), vec![done(1), Record::Damaged, done(3)]);
     }
 
     /// Journals of older versions are read for ever.
@@ -345,7 +356,7 @@ mod tests {
         let mut bytes = encode(&done(1)).unwrap().into_bytes();
         let last = bytes.len() - 3;
         bytes[last] ^= 1;
-        assert_eq!(decode(&bytes), Vec::new());
+        assert_eq!(decode(&bytes), vec![Record::Damaged]);
     }
 
     proptest::proptest! {

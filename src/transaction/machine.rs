@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::observe::{self, Ahead, Observed};
 use crate::plan::Expectation;
 use crate::sys::process::Process;
+use crate::sys::service::StopRequest;
 use crate::sys::systemd::Systemd;
 use crate::sys::units::Unit;
 use crate::sys::{Command, Files, Result, SysError, boot_id, sockets, transient};
@@ -65,6 +66,8 @@ pub trait Machine {
     fn enqueue(&self, method: &'static str, unit: &str) -> Result<()>;
     /// What this boot is called.
     fn boot(&self) -> String;
+    /// Whether somebody wants this process to end, and what it has begun with it.
+    fn stop_requested(&self) -> bool;
     /// Looks at the whole host again.
     fn observe(&self) -> std::result::Result<Observed, Error>;
 }
@@ -75,6 +78,7 @@ pub struct RealMachine {
     files: Files,
     connect: fn() -> Result<Systemd>,
     systemd: RefCell<Systemd>,
+    stop: StopRequest,
 }
 
 /// The longest that one job may take: Debian's default `TimeoutStopSec` and `TimeoutStartSec`.
@@ -96,7 +100,12 @@ impl RealMachine {
     /// Those of `connect`.
     pub fn new(connect: fn() -> Result<Systemd>) -> Result<Self> {
         let systemd = RefCell::new(connect()?);
-        Ok(Self { files: Files::at("/"), connect, systemd })
+        Ok(Self { files: Files::at("/"), connect, systemd, stop: StopRequest::default() })
+    }
+
+    /// From now on a request to end is heeded.
+    pub fn heed(&mut self, stop: StopRequest) {
+        self.stop = stop;
     }
 
     /// Keeps what the bridges need while this process lives.
@@ -331,6 +340,10 @@ impl Machine for RealMachine {
 
     fn boot(&self) -> String {
         boot_id()
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.stop.is_made()
     }
 
     fn enqueue(&self, method: &'static str, unit: &str) -> Result<()> {

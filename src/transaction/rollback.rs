@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::journal::Record;
+use super::machine::Machine;
 use super::run::Run;
 use super::steps::forgive;
 use super::{Outcome, bridge, guard, run};
@@ -17,6 +18,7 @@ use crate::error::Error;
 use crate::observe::{Observed, Owner};
 use crate::plan::{Bridge, Op, Role, held};
 use crate::sys::fault::point;
+use crate::sys::units::Unit;
 use crate::sys::{Files, Image, Result};
 
 const JOB: Duration = Duration::from_secs(90);
@@ -49,13 +51,15 @@ pub fn changed(records: &[Record]) -> (Vec<(PathBuf, Image)>, BTreeMap<PathBuf, 
 fn undo(records: &[Record]) -> Undo {
     let mut undo = Undo::default();
     let begun = records.iter().filter_map(|record| match record {
-        Record::Step { op, before, .. } => Some((op, before)),
+        Record::Step { op, before, .. } => Some((op.clone(), before.clone())),
         _ => None,
     });
+    let lost = if records.contains(&Record::Damaged) { run::planned(records) } else { Vec::new() };
+    let begun: Vec<_> = begun.chain(lost).collect();
     let mut seen = BTreeSet::new();
     let mut folders = Vec::new();
     let mut others = Vec::new();
-    for (op, before) in begun {
+    for (op, before) in &begun {
         undo.units |= op.runs_unit().is_some();
         if let Op::Put { path, image } = op {
             undo.written.entry(path.clone()).or_default().push(image.clone());
@@ -139,6 +143,29 @@ fn left(
     failures
 }
 
+/// The journal is gone, and with it what there was before. What listens goes on listening unless
+/// a unit of sshd's takes its place: one that is enabled, or else ssh.service.
+pub(super) fn without_a_journal(machine: &dyn Machine, id: &str) {
+    if let Err(error) = start_what_is_enabled(machine, id) {
+        tracing::error!(%error, "what listens stays");
+        return;
+    }
+    guard::stand_down(machine, id, &[]);
+}
+
+fn start_what_is_enabled(machine: &dyn Machine, id: &str) -> std::result::Result<(), Error> {
+    let now = machine.observe()?;
+    let units = [&now.socket, &now.service];
+    if units.into_iter().any(Unit::is_active) {
+        return Ok(());
+    }
+    let owner = units.into_iter().find(|unit| unit.is_enabled()).unwrap_or(&now.service);
+    for role in [Role::Trial, Role::Rescue] {
+        machine.silence(&bridge::unit(id, role))?;
+    }
+    Ok(machine.job("StartUnit", &owner.name, JOB)?)
+}
+
 /// Nothing can be promised any more but a way in: the rescue listens wherever the old listeners
 /// should and do not.
 fn stuck(run: &mut Run, cause: &str, left: Vec<String>) -> Outcome {
@@ -216,6 +243,10 @@ impl Way<'_, '_> {
         }
         for (number, (path, image)) in undo.paths.iter().enumerate() {
             self.pass(format_args!("rollback.path-{}", number + 1));
+            self.put_back(path, image, undo.written.get(path));
+        }
+        // On a full disk there may be room once the new files are gone.
+        for (path, image) in &undo.paths {
             self.put_back(path, image, undo.written.get(path));
         }
         if undo.unit_files {

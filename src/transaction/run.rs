@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::journal::{self, Journal, Record, Terms};
 use super::machine::Machine;
-use super::{Outcome, STATE};
+use super::{Outcome, STATE, steps};
 use crate::observe::Observed;
 use crate::plan::{Bridge, Expectation, Op, Role, Step};
 use crate::sys::{Image, SysError};
@@ -104,11 +104,7 @@ impl<'a> Run<'a> {
 
     /// What was at each path before anything changed.
     pub(super) fn images(&self) -> BTreeMap<PathBuf, Image> {
-        let paths = self.records.iter().flat_map(|record| match record {
-            Record::Images { paths, .. } => paths.as_slice(),
-            _ => &[],
-        });
-        paths.cloned().collect()
+        images_of(&self.records)
     }
 
     /// How long the confirmation may take.
@@ -159,6 +155,29 @@ pub(super) fn outcome_of(records: &[Record]) -> Option<Outcome> {
         }
         _ => None,
     })
+}
+
+/// Every step that was planned, and what was at its paths before any of them.
+pub(super) fn planned(records: &[Record]) -> Vec<(Op, Vec<(PathBuf, Image)>)> {
+    let Some(Record::Begin { steps, before, terms, .. }) = records.first() else {
+        return Vec::new();
+    };
+    let images = images_of(records);
+    let trial = terms.iter().flat_map(|terms| &terms.trial);
+    let with_images = |step: &Step| {
+        let paths = steps::paths(before, &step.op).into_iter();
+        let there = paths.filter_map(|path| Some((path.clone(), images.get(&path)?.clone())));
+        (step.op.clone(), there.collect())
+    };
+    trial.chain(steps).map(with_images).collect()
+}
+
+fn images_of(records: &[Record]) -> BTreeMap<PathBuf, Image> {
+    let paths = records.iter().flat_map(|record| match record {
+        Record::Images { paths, .. } => paths.as_slice(),
+        _ => &[],
+    });
+    paths.cloned().collect()
 }
 
 /// Why the way back began, where it has.

@@ -366,6 +366,10 @@ impl Machine for Fake {
         self.host.borrow().boots.to_string()
     }
 
+    fn stop_requested(&self) -> bool {
+        false
+    }
+
     fn enqueue(&self, method: &'static str, unit: &str) -> Result<()> {
         let _ = (method, unit);
         Ok(())
@@ -439,6 +443,8 @@ fn begin(fake: &Fake, port: u16, confirm: Confirm) -> String {
     let observed = fake.observe().unwrap();
     let plan = a_plan(&observed, port);
     let terms = Terms {
+        operator: None,
+        from: None,
         trial: plan.trial.clone(),
         candidate: plan.candidate.clone(),
         options: plan.options.clone(),

@@ -94,10 +94,7 @@ fn by_probe(run: &Run) -> bool {
 /// What a login is tried with; the one who runs harden first.
 fn logins_of(run: &Run) -> Asked {
     let terms = run.terms.clone();
-    let operator = terms.iter().flat_map(|terms| &terms.login).find_map(|word| {
-        let (user, _) = word.split_once('@')?;
-        Some(user.to_owned())
-    });
+    let operator = terms.as_ref().and_then(|terms| terms.operator.clone());
     Asked {
         before: run.before.clone(),
         operator,
@@ -125,6 +122,9 @@ fn decide(run: &mut Run, deadline: Instant) -> Result<Decision, String> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return decided(run, Verdict::Rollback, "nobody confirmed in time");
+        }
+        if run.machine.stop_requested() {
+            return decided(run, Verdict::Rollback, "harden's service was told to stop");
         }
         if !listener.lives() {
             return decided(run, Verdict::Rollback, "the sshd of the trial has ended");

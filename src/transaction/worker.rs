@@ -38,11 +38,11 @@ pub fn work(machine: &dyn Machine, id: &str) -> Result<Outcome, Error> {
 }
 
 fn work_locked(machine: &dyn Machine, id: &str, _lock: &Lock) -> Result<Outcome, Error> {
-    if journal::read(machine.files(), id)?.is_empty() {
+    if !journal::has_begun(&journal::read(machine.files(), id)?) {
         // It was torn when it began, or somebody has removed it: there is nothing to go on with.
         let cause = "its journal is gone".to_owned();
         tracing::error!("transaction {id}: {cause}");
-        guard::stand_down(machine, id, &[]);
+        rollback::without_a_journal(machine, id);
         return Ok(Outcome::Refused { cause });
     }
     let mut run = Run::open(machine, id)?;
@@ -60,25 +60,27 @@ fn work_locked(machine: &dyn Machine, id: &str, _lock: &Lock) -> Result<Outcome,
         Some(decision) => decision,
         None if taken_before || run.terms.is_none() => {
             let why = "it was interrupted before anybody had confirmed";
-            decision::decide(machine.files(), id, Verdict::Rollback, why)?
+            go_back(machine, id, why)
         }
         None => match trial::run(&mut run) {
             Ended::Refused(why) => {
                 guard::close(&mut run, "refused", Some(&why))?;
                 return Ok(Outcome::Refused { cause: why });
             }
-            Ended::Failed(why) => {
-                let stands = decision::decide(machine.files(), id, Verdict::Rollback, &why);
-                // On a full disk there is no decision; the record of the rollback stands for it.
-                if let Err(error) = stands {
-                    tracing::warn!(%error, "going back without it");
-                }
-                return Ok(rollback::run(&mut run, &why));
-            }
+            Ended::Failed(why) => go_back(machine, id, &why),
             Ended::Decided(decision) => decision,
         },
     };
     carry_out(&mut run, &decision)
+}
+
+/// Decides to go back, unless somebody has decided already. On a full disk no decision can be made;
+/// then the record of the rollback, for which the journal has room, stands for it.
+fn go_back(machine: &dyn Machine, id: &str, why: &str) -> Decision {
+    decision::decide(machine.files(), id, Verdict::Rollback, why).unwrap_or_else(|error| {
+        tracing::warn!(%error, "going back without it");
+        Decision { verdict: Verdict::Rollback, why: why.to_owned() }
+    })
 }
 
 fn carry_out(run: &mut Run, decision: &Decision) -> Result<Outcome, Error> {
@@ -104,9 +106,13 @@ pub fn guard(machine: &RealMachine, id: &str) -> Result<Outcome, Error> {
     let records = journal::read(files, id)?;
     let mut patience = PATIENCE;
     if journal::is_open(&records) {
-        let why = "nobody confirmed in time";
-        if decision::decide(files, id, Verdict::Rollback, why)?.verdict == Verdict::Commit {
-            patience += permanent::longest(limit_of(&records));
+        match decision::decide(files, id, Verdict::Rollback, "nobody confirmed in time") {
+            Ok(stands) if stands.verdict == Verdict::Commit => {
+                patience += permanent::longest(limit_of(&records));
+            }
+            Ok(_) => {}
+            // The worker finds none either, and goes back.
+            Err(error) => tracing::warn!(%error, "nothing is decided"),
         }
     }
     loop {
@@ -129,6 +135,10 @@ pub fn guard(machine: &RealMachine, id: &str) -> Result<Outcome, Error> {
 /// Where the files cannot be made so.
 pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
     let Some(_lock) = Lock::wait(machine.files(), HANDOVER)? else { return Ok(()) };
+    if !journal::has_begun(&journal::read(machine.files(), id)?) {
+        // Nothing is known; what runs later clears up.
+        return Ok(());
+    }
     let mut run = Run::open(machine, id)?;
     if run.outcome().is_some() {
         return Ok(());

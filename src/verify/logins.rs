@@ -1,35 +1,33 @@
 //! A login, where a person is not asked to try one: does the planned configuration still let an
 //! administrator in?
 //!
-//! An sshd of its own speaks to one client over a pipe (`sshd -i`), never to the network. It reads
-//! the planned files and, besides them, knows one key that was made for this login and is never
-//! written to anybody's authorized_keys. It is asked what the real sshd will be asked: users and
-//! groups that are allowed, PAM, the account, its shell. Only who could log in before has to be
-//! able to afterwards.
+//! An sshd of its own speaks to one client over a pipe (`sshd -i`), never to the network, with the
+//! planned files. It is asked twice. First a key that was made for this login, and is in nobody's
+//! authorized_keys, opens a session: that takes users and groups that are allowed, PAM, the account
+//! and its shell. Then the administrator's own public keys are shown to it, which needs no private
+//! key (RFC 4252, section 7): it says whether it finds one and takes it. Only who could log in before
+//! has to be able to afterwards.
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use super::{Fault, write_known_hosts};
 use crate::error::Error;
-use crate::observe::{Observed, Verdict, sshd_program};
+use crate::observe::{Observed, Verdict, ask_sshd, sshd_program};
 use crate::sshd::tree::Line;
 use crate::sshd::{ConfigTree, options};
-use crate::sys::probe::{Login, login};
+use crate::sys::probe::{Login, is_taken, login};
 use crate::sys::users::{self, User};
 use crate::sys::{Command, Files, SysError};
 
 /// Who is tried, at most.
 const MOST: usize = 4;
+/// How many of one's own keys are shown, at most.
+const MOST_KEYS: usize = 6;
 /// What the sshd of a login does not need, or is told otherwise.
-const REPLACED: [&str; 6] = [
-    "Port",
-    "ListenAddress",
-    "AddressFamily",
-    "PidFile",
-    "AuthorizedKeysCommand",
-    "AuthorizedKeysCommandUser",
-];
+const REPLACED: [&str; 4] = ["Port", "ListenAddress", "AddressFamily", "PidFile"];
+/// And where it takes a key that was made for it.
+const REPLACED_BY_KEY: [&str; 2] = ["AuthorizedKeysCommand", "AuthorizedKeysCommandUser"];
 
 /// What a login is tried with.
 #[derive(Debug, Clone)]
@@ -61,64 +59,87 @@ struct Admin {
     user: User,
     /// A key of the type that the user's own first key has.
     key: PathBuf,
+    /// The user's own keys: public ones, a file each.
+    own: Vec<PathBuf>,
 }
 
 fn try_all(files: &Files, asked: &Asked) -> Answer {
-    let note = |text: String| Ok((Vec::new(), vec![text]));
-    if forces_a_command(&asked.candidate) || forces_a_command(&asked.before.config) {
-        return note("no login was tried: it would run the ForceCommand of sshd_config".to_owned());
-    }
     let admins = admins(files, asked)?;
-    if admins.is_empty() {
-        return note("no login was tried: no administrator has a key here".to_owned());
-    }
     let known_hosts = write_known_hosts(files, &asked.folder, &asked.before)?;
     let new = Door { files, asked, name: "new", tree: &asked.candidate, options: &asked.options };
-    let tried = new.knock(&admins, &known_hosts)?;
-    if let Some(text) = let_in(&tried) {
-        return note(text);
-    }
     let options = asked.before.command_line.settings();
     let old = Door { files, asked, name: "old", tree: &asked.before.config, options: &options };
+    let tried = new.knock(&admins, &known_hosts)?;
+    if !tried.is_empty() && tried.iter().all(|access| *access == Login::In) {
+        return Ok(judge(&admins, &tried, &tried, None));
+    }
     let worked = old.knock(&admins, &known_hosts)?;
+    if worked.iter().all(|access| matches!(access, Login::Refused(_))) {
+        return without_keys(&old, &new, &worked);
+    }
     // Nothing that happens once is held against the new configuration.
     let tried = new.knock(&admins, &known_hosts)?;
-    if let Some(text) = let_in(&tried) {
-        return note(text);
-    }
-    let shut_out = worked.iter().zip(&tried).filter_map(|((admin, before), (_, after))| {
-        match (before, after) {
-            (Login::In | Login::Partial, Login::Refused(why)) => {
-                Some(format!("{} ({why})", admin.user.name))
-            }
-            _ => None,
-        }
-    });
-    let shut_out = shut_out.collect::<Vec<_>>().join(", ");
-    if !shut_out.is_empty() {
-        let fault = format!("nobody could log in with a key any more: {shut_out}");
-        return Ok((vec![fault], Vec::new()));
-    }
-    let why = worked.iter().find_map(|(_, login)| match login {
-        Login::Refused(why) => Some(why.as_str()),
-        _ => None,
-    });
-    let why = why.unwrap_or_default();
-    note(format!("no login was tried: no administrator can log in with a key today ({why})"))
+    Ok(judge(&admins, &worked, &tried, asked.operator.as_deref()))
 }
 
-/// Who got in, as one sentence; `None` where nobody did.
-fn let_in(tried: &[(&Admin, Login)]) -> Option<String> {
-    let names = |wanted: Login| -> String {
-        let who = tried.iter().filter(|(_, login)| *login == wanted);
-        who.map(|(admin, _)| admin.user.name.as_str()).collect::<Vec<_>>().join(" and ")
-    };
-    let (entered, partly) = (names(Login::In), names(Login::Partial));
-    if !entered.is_empty() {
-        return Some(format!("{entered} can log in with a key under the new configuration"));
+/// Who is lost, and whether that may be: whoever runs harden has to get in, unless it is root and
+/// somebody else who can become root does; and somebody has to.
+fn judge(
+    admins: &[Admin],
+    worked: &[Login],
+    tried: &[Login],
+    operator: Option<&str>,
+) -> (Vec<Fault>, Vec<String>) {
+    let mut entered: Vec<&str> = Vec::new();
+    let mut lost = Vec::new();
+    for ((admin, before), after) in admins.iter().zip(worked).zip(tried) {
+        let name = admin.user.name.as_str();
+        match (before, after) {
+            (_, Login::In) => entered.push(name),
+            (Login::In, Login::Partial) => {
+                lost.push((name, "sshd asks for more than a key".to_owned()));
+            }
+            (Login::In | Login::Partial, Login::Refused(why)) => lost.push((name, why.clone())),
+            (Login::Partial | Login::Refused(_), _) => {}
+        }
     }
-    let partial = format!("the key of {partly} is accepted, and sshd asks for more than a key");
-    Some(partial).filter(|_| !partly.is_empty())
+    let told = lost.iter().map(|(name, why)| format!("{name} ({why})")).collect::<Vec<_>>();
+    let told = told.join(", ");
+    if entered.is_empty() && !lost.is_empty() {
+        return (vec![format!("nobody could log in with a key any more: {told}")], Vec::new());
+    }
+    let outside = |(name, _): &&(&str, String)| *name != "root" && Some(*name) == operator;
+    if let Some((name, why)) = lost.iter().find(outside) {
+        let fault =
+            format!("{name}, who runs harden, could not log in with a key any more ({why})");
+        return (vec![fault], Vec::new());
+    }
+    let mut notes = Vec::new();
+    if !entered.is_empty() {
+        let names = entered.join(" and ");
+        notes.push(format!("{names} can log in with a key under the new configuration"));
+    }
+    if !lost.is_empty() {
+        notes.push(format!("no longer able to log in with a key: {told}"));
+    }
+    (Vec::new(), notes)
+}
+
+/// Nobody logs in with a key today: then passwords must stay where they are the way in.
+fn without_keys(old: &Door, new: &Door, worked: &[Login]) -> Answer {
+    if old.takes_passwords()? && !new.takes_passwords()? {
+        let fault = "no administrator can log in with a key, and passwords would be turned off; \
+                     put a key in place first (ssh-copy-id)";
+        return Ok((vec![fault.to_owned()], Vec::new()));
+    }
+    let why = worked.iter().find_map(|login| match login {
+        Login::Refused(why) => {
+            Some(format!("no administrator can log in with a key today ({why})"))
+        }
+        _ => None,
+    });
+    let why = why.unwrap_or_else(|| "no administrator has a key here".to_owned());
+    Ok((Vec::new(), vec![format!("no login was tried: {why}")]))
 }
 
 /// A command of the administrator's own that a login would run.
@@ -138,24 +159,64 @@ fn admins(files: &Files, asked: &Asked) -> Result<Vec<Admin>, SysError> {
         if admins.len() == MOST || admins.iter().any(|known| known.user.name == user.name) {
             continue;
         }
-        let Some(kind) = key_type(files, asked, &user) else { continue };
+        let lines = own_keys(files, asked, &user);
+        let Some(kind) = lines.iter().find_map(|line| key_type_of(line)) else { continue };
         let key = asked.folder.join(format!("login-{kind}"));
         if !files.exists(&key) {
             make_key(files, &key, kind)?;
         }
-        admins.push(Admin { user, key });
+        let mut own = Vec::new();
+        for (number, line) in lines.iter().take(MOST_KEYS).enumerate() {
+            let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));
+            files.scratch(&path, format!("{line}\n").as_bytes())?;
+            own.push(path);
+        }
+        admins.push(Admin { user, key, own });
     }
     Ok(admins)
 }
 
-/// The type of the first key in the user's files (sshd(8), AUTHORIZED_KEYS FILE FORMAT).
-fn key_type(files: &Files, asked: &Asked, user: &User) -> Option<&'static str> {
-    let Verdict::Valid(effective) = &asked.before.effective else { return None };
+/// The keys in the user's files that open a session of the user's choice: type and key, without
+/// options and comment (sshd(8), AUTHORIZED_KEYS FILE FORMAT).
+fn own_keys(files: &Files, asked: &Asked, user: &User) -> Vec<String> {
+    let Verdict::Valid(effective) = &asked.before.effective else { return Vec::new() };
     let patterns = effective.get("authorizedkeysfile").iter().flat_map(|line| line.split(' '));
-    patterns.filter(|pattern| *pattern != "none").find_map(|pattern| {
-        let text = files.read(&key_file(pattern, user)).ok()??;
-        String::from_utf8_lossy(&text).lines().find_map(key_type_of)
-    })
+    let texts = patterns
+        .filter(|pattern| *pattern != "none")
+        .filter_map(|pattern| files.read(&key_file(pattern, user)).ok()?);
+    texts
+        .flat_map(|text| {
+            let text = String::from_utf8_lossy(&text).into_owned();
+            text.lines().filter_map(free_key).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// The key of a line, unless its options tie it to a command or to an authority.
+fn free_key(line: &str) -> Option<String> {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return None;
+    }
+    let mut quoted = false;
+    let options = if key_type_of(line.split_whitespace().next()?).is_some() {
+        0
+    } else {
+        line.find(|c: char| {
+            quoted ^= c == '"';
+            c.is_whitespace() && !quoted
+        })?
+    };
+    let (options, rest) = line.split_at(options);
+    let options = options.to_ascii_lowercase();
+    let tied =
+        |option: &str| options.starts_with(option) || options.contains(&format!(",{option}"));
+    if tied("command=") || tied("cert-authority") {
+        return None;
+    }
+    let mut words = rest.split_whitespace();
+    let (kind, key) = (words.next()?, words.next()?);
+    key_type_of(kind).map(|_| format!("{kind} {key}"))
 }
 
 /// `%h`, `%u`, `%U` and `%%`; what is not absolute is below the home folder (sshd_config(5),
@@ -170,17 +231,15 @@ fn key_file(pattern: &str, user: &User) -> PathBuf {
     user.home.join(named)
 }
 
-/// What `ssh-keygen -t` calls the type of a line's key.
-fn key_type_of(line: &str) -> Option<&'static str> {
-    if line.trim_start().starts_with('#') {
-        return None;
-    }
-    line.split_whitespace().find_map(|word| match word {
+/// What `ssh-keygen -t` calls the type of a key; a key in hardware is of a type of its own, which only
+/// the hardware can make.
+fn key_type_of(key: &str) -> Option<&'static str> {
+    match key.split_whitespace().next()? {
         "ssh-ed25519" | "sk-ssh-ed25519@openssh.com" => Some("ed25519"),
         "ssh-rsa" => Some("rsa"),
         word if word.starts_with("ecdsa-sha2-") || word.starts_with("sk-ecdsa-") => Some("ecdsa"),
         _ => None,
-    })
+    }
 }
 
 fn make_key(files: &Files, key: &Path, kind: &str) -> Result<(), SysError> {
@@ -195,7 +254,7 @@ fn make_key(files: &Files, key: &Path, kind: &str) -> Result<(), SysError> {
     Err(SysError::new("cannot make a key for a login", made.stderr.trim()))
 }
 
-/// An sshd with one configuration that lets the keys of this login in.
+/// An sshd with one configuration.
 struct Door<'a> {
     files: &'a Files,
     asked: &'a Asked,
@@ -206,54 +265,116 @@ struct Door<'a> {
 
 impl Door<'_> {
     /// Everybody tries at the same time.
-    fn knock<'a>(
-        &self,
-        admins: &'a [Admin],
-        known_hosts: &Path,
-    ) -> Result<Vec<(&'a Admin, Login)>, SysError> {
-        let mut sshds = Vec::new();
+    fn knock(&self, admins: &[Admin], known_hosts: &Path) -> Result<Vec<Login>, SysError> {
+        let main = self.lay_out("own", &REPLACED, "")?;
+        let with_own = self.sshd(&main);
+        let mut tries = Vec::new();
         for admin in admins {
-            sshds.push((admin, self.sshd(&admin.key)?));
+            let forced = self.forces_a_command(&main, &admin.user.name);
+            let with_made = (!forced).then(|| self.sshd_for(&admin.key)).transpose()?;
+            tries.push((admin, with_made));
         }
+        let lost = |_| SysError::new("cannot log in", "the probe is lost");
         std::thread::scope(|scope| {
-            let trying: Vec<_> = sshds
-                .into_iter()
-                .map(|(admin, sshd)| {
-                    let name = &admin.user.name;
-                    (admin, scope.spawn(move || login(name, &admin.key, known_hosts, &sshd)))
+            let trying: Vec<_> = tries
+                .iter()
+                .map(|(admin, with_made)| {
+                    let with_own = &with_own;
+                    scope.spawn(move || access(admin, with_made.as_deref(), with_own, known_hosts))
                 })
                 .collect();
-            let lost = |_| SysError::new("cannot log in", "the probe is lost");
-            trying
-                .into_iter()
-                .map(|(admin, login)| Ok((admin, login.join().map_err(lost)??)))
-                .collect()
+            trying.into_iter().map(|access| access.join().map_err(lost)).collect()
         })
     }
 
-    /// The command line of the sshd for one key.
-    fn sshd(&self, key: &Path) -> Result<Vec<String>, SysError> {
-        let sshd = sshd_program().ok_or_else(|| SysError::new("cannot log in", "no sshd"))?;
+    /// Whether sshd would run somebody's own command in place of what is asked for (sshd_config(5),
+    /// ForceCommand): then no session is opened.
+    fn forces_a_command(&self, main: &Path, user: &str) -> bool {
+        if !forces_a_command(self.tree) {
+            return false;
+        }
+        let connection =
+            format!("user={user},host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22");
+        let options = ["-C".to_owned(), connection].into_iter().chain(self.options.iter().cloned());
+        match ask_sshd(Some(main), &options.collect::<Vec<_>>()) {
+            Verdict::Valid(effective) => {
+                effective.get("forcecommand").iter().any(|command| command != "none")
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether a password is a way in.
+    fn takes_passwords(&self) -> Result<bool, SysError> {
+        let main = self.lay_out("own", &REPLACED, "")?;
+        let Verdict::Valid(effective) = ask_sshd(Some(&main), self.options) else {
+            return Ok(false);
+        };
+        let says_yes = |keyword: &str| effective.get(keyword).iter().any(|value| value == "yes");
+        Ok([
+            "passwordauthentication",
+            "kbdinteractiveauthentication",
+            "challengeresponseauthentication",
+        ]
+        .into_iter()
+        .any(says_yes))
+    }
+
+    /// The command line of an sshd that lets a key in which was made for this login.
+    fn sshd_for(&self, key: &Path) -> Result<Vec<String>, SysError> {
         let kind = key.file_name().unwrap_or_default().to_string_lossy();
-        let folder = self.asked.folder.join(format!("{}-{kind}", self.name));
-        let (copies, main) = self.tree.mirrored(&folder, &REPLACED);
         let public = self.files.read(&key.with_extension("pub"))?.unwrap_or_default();
         let public = String::from_utf8_lossy(&public).trim().to_owned();
+        // The first value wins, and no file has one any more.
+        let first =
+            format!("AuthorizedKeysCommand /bin/echo {public}\nAuthorizedKeysCommandUser root\n");
+        let replaced = [&REPLACED[..], &REPLACED_BY_KEY[..]].concat();
+        Ok(self.sshd(&self.lay_out(&kind, &replaced, &first)?))
+    }
+
+    /// Copies of the files, the main one with something in front; returns where that is.
+    fn lay_out(&self, name: &str, replaced: &[&str], first: &str) -> Result<PathBuf, SysError> {
+        let folder = self.asked.folder.join(format!("{}-{name}", self.name));
+        let (copies, main) = self.tree.mirrored(&folder, replaced);
         for (path, text) in copies {
-            // The first value wins, and no file has one any more.
-            let first = format!(
-                "AuthorizedKeysCommand /bin/echo {public}\nAuthorizedKeysCommandUser root\n"
-            );
             let text = if path == main { format!("{first}{text}") } else { text };
             self.files.scratch(&path, text.as_bytes())?;
         }
+        Ok(main)
+    }
+
+    fn sshd(&self, main: &Path) -> Vec<String> {
+        let sshd = sshd_program().unwrap_or_else(|| PathBuf::from("/usr/sbin/sshd"));
         let mut words = vec![sshd.display().to_string()];
         words.extend(["-i", "-e", "-f"].map(str::to_owned));
         words.push(main.display().to_string());
         words.extend(["-o".to_owned(), "PidFile=none".to_owned()]);
         words.extend(options::without(self.options, &REPLACED.map(str::to_owned)));
-        Ok(words)
+        words
     }
+}
+
+/// A session with the key that was made, and a look whether one of the user's own is taken. What does
+/// not come to an end is no access.
+fn access(
+    admin: &Admin,
+    with_made: Option<&[String]>,
+    with_own: &[String],
+    known_hosts: &Path,
+) -> Login {
+    let name = &admin.user.name;
+    if let Some(sshd) = with_made {
+        match login(name, &admin.key, known_hosts, sshd) {
+            Ok(Login::In) => {}
+            Ok(other) => return other,
+            Err(error) => return Login::Refused(error.to_string()),
+        }
+    }
+    let taken = |key: &PathBuf| is_taken(name, key, known_hosts, with_own).unwrap_or(false);
+    if admin.own.iter().any(taken) {
+        return Login::In;
+    }
+    Login::Refused("none of their own keys is accepted".to_owned())
 }
 
 #[cfg(test)]
@@ -261,13 +382,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_type_of_a_key_is_found_behind_its_options() {
-        assert_eq!(key_type_of("ssh-ed25519 AAAA me@here"), Some("ed25519"));
-        let line = "command=\"/bin/x y\",no-pty ecdsa-sha2-nistp256 AAAA";
-        assert_eq!(key_type_of(line), Some("ecdsa"));
-        assert_eq!(key_type_of("ssh-rsa AAAA"), Some("rsa"));
-        assert_eq!(key_type_of("# ssh-rsa AAAA"), None);
-        assert_eq!(key_type_of(""), None);
+    fn keys_are_found_behind_their_options() {
+        let plain = Some("ssh-ed25519 AAAA".to_owned());
+        assert_eq!(free_key("ssh-ed25519 AAAA me@here"), plain);
+        assert_eq!(free_key("no-pty,from=\"10.0.0.0/8, ::1\" ssh-ed25519 AAAA me"), plain);
+        assert_eq!(free_key("command=\"/bin/x y\",no-pty ecdsa-sha2-nistp256 AAAA"), None);
+        assert_eq!(free_key("no-pty,Command=\"echo no\" ssh-rsa AAAA"), None);
+        assert_eq!(free_key("cert-authority ssh-rsa AAAA"), None);
+        for nothing in ["# ssh-rsa AAAA", "", "ssh-rsa", "no-pty ssh-new AAAA", "\"open"] {
+            assert_eq!(free_key(nothing), None, "{nothing}");
+        }
+        assert_eq!(key_type_of("sk-ecdsa-sha2-nistp256@openssh.com AAAA"), Some("ecdsa"));
+    }
+
+    fn admin(name: &str) -> Admin {
+        let user = User { name: name.into(), uid: 0, home: "/".into() };
+        Admin { user, key: PathBuf::new(), own: Vec::new() }
+    }
+
+    #[test]
+    fn who_may_be_lost_depends_on_who_runs_harden() {
+        let admins = [admin("root"), admin("ada")];
+        let no = || Login::Refused("no".into());
+        let both = [Login::In, Login::In];
+        let faults = |tried: [Login; 2], operator| judge(&admins, &both, &tried, operator).0;
+        assert_eq!(faults([no(), Login::In], Some("root")), Vec::<String>::new());
+        assert_eq!(faults([no(), Login::In], Some("ada")), Vec::<String>::new());
+        assert_eq!(faults([Login::In, no()], Some("root")), Vec::<String>::new());
+        assert_eq!(faults([Login::In, no()], Some("ada")).len(), 1);
+        assert_eq!(faults([Login::Partial, Login::Partial], None).len(), 1);
+        let partial = [Login::Partial, Login::Partial];
+        assert_eq!(judge(&admins, &partial, &partial, None).0, Vec::<String>::new());
     }
 
     #[test]
