@@ -148,8 +148,8 @@ fn effective(observed: &Observed) -> Result<Effective, Refusal> {
         Verdict::Invalid(said) => Err(Refusal::new(
             "config-invalid",
             format!("sshd refuses the present configuration:\n{said}"),
-            "correct or remove that line first; harden will not build on a configuration that \
-             sshd cannot read",
+            "put that right first (sshd -t tells more); harden will not build on a configuration \
+             that sshd cannot read",
         )),
         Verdict::Unseen(_) => Ok(from_files(observed)),
     }

@@ -34,8 +34,8 @@ impl Lock {
             Refusal::new(
                 "locked",
                 "another harden is changing this host",
-                "`harden status` shows what it does; wait until it is done, then run the command \
-                 again",
+                "`harden status` shows what it does; where it shows nothing, the other one waits for \
+                 an answer on its terminal",
             )
             .into()
         })
