@@ -27,6 +27,8 @@ mod points;
 mod random;
 mod reset;
 mod rollback;
+mod root;
+mod session;
 mod state;
 mod ubuntu;
 mod vm;

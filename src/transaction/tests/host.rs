@@ -1,24 +1,19 @@
-//! A model of a host, on which a transaction fails, dies or loses power at every single operation:
-//! afterwards the state is the old one or the new one, whole, and at no instant nobody listened.
-#![allow(clippy::disallowed_methods)]
+//! The model of a host: files below a temporary folder, units that listen, operations that fail.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::panic::panic_any;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::decision::Verdict;
-use super::journal::{Journal, Record, Terms};
-use super::machine::Machine;
-use super::*;
+use super::super::machine::Machine;
+use super::super::{guard, worker};
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner, Verdict as Effect};
-use crate::plan::{Expectation, Plan, Role, plan};
-use crate::spec::Confirm;
+use crate::plan::Expectation;
 use crate::sshd::{ConfigFile, ConfigTree, Effective};
 use crate::sys::fault;
 use crate::sys::files::Meta;
@@ -27,15 +22,15 @@ use crate::sys::units::Unit;
 use crate::sys::{Files, Image, Result, SysError};
 use crate::verify::{self, Fault, logins};
 
-const CONFIG: &str = "/etc/ssh/sshd_config";
-const WANTS: &str = "/etc/systemd/system/multi-user.target.wants/ssh.service";
-const SOCKETS: &str = "/etc/systemd/system/sockets.target.wants/ssh.socket";
-const SERVICE: &str = "ssh.service";
-const SOCKET: &str = "ssh.socket";
+pub(super) const CONFIG: &str = "/etc/ssh/sshd_config";
+pub(super) const WANTS: &str = "/etc/systemd/system/multi-user.target.wants/ssh.service";
+pub(super) const SOCKETS: &str = "/etc/systemd/system/sockets.target.wants/ssh.socket";
+pub(super) const SERVICE: &str = "ssh.service";
+pub(super) const SOCKET: &str = "ssh.socket";
 
 /// What befalls the n-th operation.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Mishap {
+pub(super) enum Mishap {
     /// It fails and does nothing.
     Fails,
     /// It fails, and has done its work all the same.
@@ -47,31 +42,31 @@ enum Mishap {
 }
 
 /// The process is dead; thrown through everything.
-struct Dead;
+pub(super) struct Dead;
 
 #[derive(Default)]
-struct Host {
+pub(super) struct Host {
     /// Running units, with the ports on which they listen.
-    active: BTreeMap<String, Vec<u16>>,
+    pub(super) active: BTreeMap<String, Vec<u16>>,
     /// When each of the two units was started last, as a main process id.
-    pids: BTreeMap<String, u32>,
-    armed: bool,
-    boots: u32,
+    pub(super) pids: BTreeMap<String, u32>,
+    pub(super) armed: bool,
+    pub(super) boots: u32,
     /// Operations at which nobody listened.
-    deaf: Vec<String>,
+    pub(super) deaf: Vec<String>,
 }
 
 /// Operations and named points, counted; one of them may be struck.
 #[derive(Default)]
-struct Fate {
-    operations: Cell<usize>,
-    fault: Cell<Option<(usize, Mishap)>>,
-    log: RefCell<Vec<String>>,
+pub(super) struct Fate {
+    pub(super) operations: Cell<usize>,
+    pub(super) fault: Cell<Option<(usize, Mishap)>>,
+    pub(super) log: RefCell<Vec<String>>,
 }
 
 impl Fate {
     /// What befalls this operation.
-    fn next(&self, what: &str) -> Option<Mishap> {
+    pub(super) fn next(&self, what: &str) -> Option<Mishap> {
         self.log.borrow_mut().push(what.to_owned());
         self.operations.set(self.operations.get() + 1);
         let struck = self.fault.get().filter(|(at, _)| *at == self.operations.get());
@@ -79,21 +74,21 @@ impl Fate {
     }
 }
 
-struct Fake {
-    files: Files,
-    host: RefCell<Host>,
-    fate: Rc<Fate>,
+pub(super) struct Fake {
+    pub(super) files: Files,
+    pub(super) host: RefCell<Host>,
+    pub(super) fate: Rc<Fate>,
     /// Nothing is ever proven, and the old owners do not start again.
-    stubborn: Cell<bool>,
+    pub(super) stubborn: Cell<bool>,
     /// Nobody can log in under the new configuration.
-    unwelcome: Cell<bool>,
+    pub(super) unwelcome: Cell<bool>,
     /// Nothing is ever proven.
-    doubtful: Cell<bool>,
+    pub(super) doubtful: Cell<bool>,
 }
 
 impl Fake {
     /// ssh.socket holds port 22, somebody has logged in, so ssh.service runs too.
-    fn new(root: &Path) -> Self {
+    pub(super) fn new(root: &Path) -> Self {
         for folder in ["etc/ssh", "etc/systemd/system/sockets.target.wants", "usr/local/lib"] {
             std::fs::create_dir_all(root.join(folder)).unwrap();
         }
@@ -124,14 +119,14 @@ impl Fake {
     }
 
     /// The port that sshd_config says.
-    fn configured(&self) -> u16 {
+    pub(super) fn configured(&self) -> u16 {
         let text = self.files.read(Path::new(CONFIG)).unwrap().unwrap_or_default();
         let text = String::from_utf8(text).unwrap();
         let port = text.lines().find_map(|line| line.strip_prefix("Port "));
         port.map_or(22, |port| port.parse().unwrap())
     }
 
-    fn start(&self, unit: &str) {
+    pub(super) fn start(&self, unit: &str) {
         let ports = match unit {
             SOCKET => vec![22],
             // An sshd that the socket started has no port of its own.
@@ -146,12 +141,12 @@ impl Fake {
         }
     }
 
-    fn stop(&self, unit: &str) {
+    pub(super) fn stop(&self, unit: &str) {
         self.host.borrow_mut().active.remove(unit);
     }
 
     /// One operation: it may be the one that a fault befalls.
-    fn operation<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(super) fn operation<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let failed = || Err(SysError::new(what, "failed on purpose"));
         let done = match self.fate.next(what) {
             None => work(),
@@ -169,7 +164,7 @@ impl Fake {
     }
 
     /// Somebody listens at every instant between two operations.
-    fn listen_in(&self, what: &str) {
+    pub(super) fn listen_in(&self, what: &str) {
         let mut host = self.host.borrow_mut();
         if host.active.values().all(Vec::is_empty) {
             host.deaf.push(what.to_owned());
@@ -177,7 +172,7 @@ impl Fake {
     }
 
     /// The power is cut, and comes back; recovery runs before sshd if it was installed.
-    fn reboot(&self, id: &str) {
+    pub(super) fn reboot(&self, id: &str) {
         self.fate.fault.set(None);
         {
             let mut host = self.host.borrow_mut();
@@ -204,18 +199,18 @@ impl Fake {
     }
 
     /// Everything that is the state: files, units, who listens where.
-    fn state(&self) -> (BTreeMap<String, Image>, BTreeMap<String, Vec<u16>>) {
+    pub(super) fn state(&self) -> (BTreeMap<String, Image>, BTreeMap<String, Vec<u16>>) {
         let mut files = tree(&self.files, "/etc");
         files.extend(tree(&self.files, "/usr"));
         (files, self.host.borrow().active.clone())
     }
 }
 
-fn link(unit: &str) -> Image {
+pub(super) fn link(unit: &str) -> Image {
     Image::Symlink { target: Path::new("/lib/systemd/system").join(unit) }
 }
 
-fn file(path: &str, text: String) -> ConfigFile {
+pub(super) fn file(path: &str, text: String) -> ConfigFile {
     ConfigFile { path: path.into(), real: path.into(), text, meta: Meta::of_this_process(0o644) }
 }
 
@@ -414,12 +409,12 @@ impl Machine for Fake {
     }
 }
 
-fn this_process() -> Process {
+pub(super) fn this_process() -> Process {
     Process::read(std::process::id()).unwrap()
 }
 
 /// Every path below a folder with its image.
-fn tree(files: &Files, folder: &str) -> BTreeMap<String, Image> {
+pub(super) fn tree(files: &Files, folder: &str) -> BTreeMap<String, Image> {
     let mut all = BTreeMap::new();
     for path in files.list(Path::new(folder)) {
         let name = path.to_string_lossy().into_owned();
@@ -430,272 +425,4 @@ fn tree(files: &Files, folder: &str) -> BTreeMap<String, Image> {
         all.insert(name, image);
     }
     all
-}
-
-fn a_plan(observed: &Observed, port: u16) -> Plan {
-    let text = format!("version: 1\nssh: {{port: {port}, socket: disabled}}\n");
-    let spec = crate::spec::parse("spec.yaml", text.as_bytes()).unwrap();
-    plan(&spec, observed).unwrap()
-}
-
-/// Writes the journal of a transaction that nobody has begun to work on.
-fn begin(fake: &Fake, port: u16, confirm: Confirm) -> String {
-    let observed = fake.observe().unwrap();
-    let plan = a_plan(&observed, port);
-    let terms = Terms {
-        operator: None,
-        from: None,
-        trial: plan.trial.clone(),
-        candidate: plan.candidate.clone(),
-        options: plan.options.clone(),
-        confirm,
-        limit: 60,
-        login: Vec::new(),
-        changes: Vec::new(),
-        spec: "spec.yaml".into(),
-        undoes: None,
-    };
-    let begin = Record::Begin {
-        format: journal::FORMAT,
-        steps: plan.steps,
-        expect: plan.expect,
-        before: Box::new(observed),
-        terms: Some(Box::new(terms)),
-    };
-    Journal::create(fake.files(), &begin).unwrap().id().to_owned()
-}
-
-/// Runs the worker; `None` where it died. One that fails is started again, as systemd does.
-fn work(fake: &Fake, id: &str) -> Option<std::result::Result<Outcome, Error>> {
-    for _ in 0..3 {
-        match catch_unwind(AssertUnwindSafe(|| worker::work(fake, id))) {
-            Ok(Err(_)) => {}
-            Ok(outcome) => return Some(outcome),
-            Err(thrown) => {
-                assert!(thrown.is::<Dead>(), "a real panic: {:?}", fake.fate.log.borrow());
-                return None;
-            }
-        }
-    }
-    Some(worker::work(fake, id))
-}
-
-/// Only real panics are shown.
-fn quiet() {
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        if !info.payload().is::<Dead>() {
-            usual(info);
-        }
-    }));
-}
-
-/// What the state is before and after, and how many operations lie between.
-struct Ends {
-    old: (BTreeMap<String, Image>, BTreeMap<String, Vec<u16>>),
-    new: (BTreeMap<String, Image>, BTreeMap<String, Vec<u16>>),
-    operations: usize,
-}
-
-fn ends(port: u16) -> Ends {
-    let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::new(folder.path());
-    let old = fake.state();
-    let id = begin(&fake, port, Confirm::Probe);
-    assert_eq!(
-        work(&fake, &id).unwrap().unwrap(),
-        Outcome::Applied,
-        "{:?}",
-        fake.fate.log.borrow()
-    );
-    assert_eq!(fake.host.borrow().active, BTreeMap::from([(SERVICE.into(), vec![port])]));
-    if port != 22 {
-        assert_eq!(fake.host.borrow().deaf, Vec::<String>::new());
-    }
-    Ends { old, new: fake.state(), operations: fake.fate.operations.get() }
-}
-
-fn committed(fake: &Fake, id: &str) -> bool {
-    let decision = decision::read(fake.files(), id).unwrap();
-    decision.is_some_and(|decision| decision.verdict == Verdict::Commit)
-}
-
-/// The transaction is over: closed, nothing of it is left, the state is whole.
-fn assert_over(fake: &Fake, id: &str, ends: &Ends, new: bool, case: &str) {
-    let records = journal::read(fake.files(), id).unwrap();
-    assert!(!journal::is_open(&records), "{case}: open: {:?}", fake.fate.log.borrow());
-    assert!(!fake.host.borrow().armed, "{case}: the guard is armed");
-    let wanted = if new { &ends.new } else { &ends.old };
-    assert_eq!(fake.state(), *wanted, "{case}: {:?}", fake.fate.log.borrow());
-}
-
-#[test]
-fn whatever_fails_the_old_state_comes_back_and_somebody_listens() {
-    for port in [2222, 22] {
-        let ends = ends(port);
-        assert!(ends.operations > 10, "the plan has to reach every operation");
-        for fault in [Mishap::Fails, Mishap::FailsLate] {
-            for at in 1..=ends.operations {
-                let folder = tempfile::tempdir().unwrap();
-                let fake = Fake::new(folder.path());
-                fake.fate.fault.set(Some((at, fault)));
-                let id = begin(&fake, port, Confirm::Probe);
-                let outcome = work(&fake, &id).unwrap().unwrap();
-                let case = format!("port {port}, operation {at} {fault:?}: {outcome:?}");
-                let applied = outcome == Outcome::Applied;
-                // After the proof only leftovers remain to be cleared.
-                if applied {
-                    fake.fate.fault.set(None);
-                    work(&fake, &id).unwrap().unwrap();
-                }
-                assert_over(&fake, &id, &ends, applied, &case);
-                if port != 22 {
-                    let deaf = fake.host.borrow().deaf.clone();
-                    assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.fate.log.borrow());
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn a_worker_that_dies_anywhere_is_gone_on_with() {
-    quiet();
-    for port in [2222, 22] {
-        let ends = ends(port);
-        for fault in [Mishap::DiesBefore, Mishap::DiesAfter] {
-            for at in 1..=ends.operations {
-                let folder = tempfile::tempdir().unwrap();
-                let fake = Fake::new(folder.path());
-                fake.fate.fault.set(Some((at, fault)));
-                let id = begin(&fake, port, Confirm::Probe);
-                assert!(work(&fake, &id).is_none(), "it dies");
-                let new = committed(&fake, &id);
-                let case = format!("port {port}, operation {at} {fault:?}, committed: {new}");
-                work(&fake, &id).unwrap().unwrap();
-                assert_over(&fake, &id, &ends, new, &case);
-                if port != 22 {
-                    let deaf = fake.host.borrow().deaf.clone();
-                    assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.fate.log.borrow());
-                }
-            }
-        }
-    }
-}
-
-/// It dies, and whoever goes on with it dies too.
-#[test]
-fn a_worker_may_die_twice() {
-    quiet();
-    let ends = ends(2222);
-    for at in 1..=ends.operations {
-        for again in ((at + 1)..=(at + ends.operations + 8)).step_by(3) {
-            let folder = tempfile::tempdir().unwrap();
-            let fake = Fake::new(folder.path());
-            fake.fate.fault.set(Some((at, Mishap::DiesAfter)));
-            let id = begin(&fake, 2222, Confirm::Probe);
-            assert!(work(&fake, &id).is_none(), "it dies");
-            fake.fate.fault.set(Some((again, Mishap::DiesAfter)));
-            let _ = work(&fake, &id);
-            fake.fate.fault.set(None);
-            let new = committed(&fake, &id);
-            work(&fake, &id).unwrap().unwrap();
-            let case = format!("operations {at} and {again}, committed: {new}");
-            assert_over(&fake, &id, &ends, new, &case);
-            let deaf = fake.host.borrow().deaf.clone();
-            assert_eq!(deaf, Vec::<String>::new(), "{case} {:?}", fake.fate.log.borrow());
-        }
-    }
-}
-
-#[test]
-fn after_a_power_cut_the_boot_ends_in_one_state() {
-    quiet();
-    for port in [2222, 22] {
-        let ends = ends(port);
-        for fault in [Mishap::DiesBefore, Mishap::DiesAfter] {
-            for at in 1..=ends.operations {
-                let folder = tempfile::tempdir().unwrap();
-                let fake = Fake::new(folder.path());
-                fake.fate.fault.set(Some((at, fault)));
-                let id = begin(&fake, port, Confirm::Probe);
-                assert!(work(&fake, &id).is_none(), "it dies");
-                let new = committed(&fake, &id);
-                fake.reboot(&id);
-                let case = format!("port {port}, operation {at} {fault:?}, committed: {new}");
-                work(&fake, &id).unwrap().unwrap();
-                assert_over(&fake, &id, &ends, new, &case);
-                fake.reboot(&id);
-                assert_over(&fake, &id, &ends, new, &case);
-            }
-        }
-    }
-}
-
-/// Recovery has put every file on the new side; then going forward fails after all. Everything that
-/// recovery wrote goes back too.
-#[test]
-fn after_a_power_cut_the_way_forward_may_fail() {
-    quiet();
-    for port in [2222, 22] {
-        let ends = ends(port);
-        for at in 1..=ends.operations {
-            let folder = tempfile::tempdir().unwrap();
-            let fake = Fake::new(folder.path());
-            fake.fate.fault.set(Some((at, Mishap::DiesAfter)));
-            let id = begin(&fake, port, Confirm::Probe);
-            assert!(work(&fake, &id).is_none(), "it dies");
-            let open = journal::is_open(&journal::read(fake.files(), &id).unwrap());
-            fake.reboot(&id);
-            let new = committed(&fake, &id);
-            if new {
-                let records = journal::read(fake.files(), &id).unwrap();
-                let undone: Vec<PathBuf> =
-                    changed(&records).0.into_iter().map(|(path, _)| path).collect();
-                for path in [CONFIG, WANTS, SOCKETS] {
-                    assert!(undone.iter().any(|undone| undone == Path::new(path)), "{path}");
-                }
-            }
-            // The proof fails, from now on until the files are the old ones again.
-            fake.doubtful.set(true);
-            let outcome = work(&fake, &id).unwrap().unwrap();
-            let case = format!("port {port}, operation {at}, committed: {new}: {outcome:?}");
-            assert_eq!(outcome == Outcome::Applied, !open, "{case}");
-            assert_over(&fake, &id, &ends, !open, &case);
-        }
-    }
-}
-
-/// The port answers, and nobody could log in: no decision to commit is ever made.
-#[test]
-fn who_could_not_log_in_is_not_shut_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::new(folder.path());
-    fake.unwelcome.set(true);
-    let ends = Ends { old: fake.state(), new: fake.state(), operations: 0 };
-    let id = begin(&fake, 2222, Confirm::Probe);
-    let outcome = work(&fake, &id).unwrap().unwrap();
-    assert_eq!(outcome, Outcome::RolledBack { cause: "failed on purpose".to_owned() });
-    assert!(!committed(&fake, &id));
-    assert_over(&fake, &id, &ends, false, "unwelcome");
-}
-
-/// The way back fails too: nobody calls that success, and the rescue listens on the old port.
-#[test]
-fn a_way_back_that_fails_leaves_a_way_in() {
-    let folder = tempfile::tempdir().unwrap();
-    let fake = Fake::new(folder.path());
-    let id = begin(&fake, 2222, Confirm::Probe);
-    // The new owner holds the port; then its proof fails, and so does the old owners' start.
-    fake.stubborn.set(true);
-    let outcome = worker::work(&fake, &id).unwrap();
-    assert!(matches!(outcome, Outcome::NeedsOperator { .. }), "{outcome:?}");
-    let rescue = fake.host.borrow().active.get(&bridge::unit(&id, Role::Rescue)).cloned();
-    assert_eq!(rescue, Some(vec![22]), "{:?}", fake.fate.log.borrow());
-    assert!(journal::is_open(&journal::read(fake.files(), &id).unwrap()));
-    // The next try finds nothing in its way.
-    fake.stubborn.set(false);
-    assert!(matches!(worker::work(&fake, &id), Ok(Outcome::RolledBack { .. })));
-    assert!(fake.host.borrow().active.contains_key(SOCKET));
-    assert_eq!(fake.host.borrow().deaf, Vec::<String>::new());
 }
