@@ -59,10 +59,15 @@ mod cases {
         assert!(unwrapped(&applied).contains("deploy can log in with a key"), "{applied:?}");
         assert_no_trace(&machine);
         assert!(unwrapped(&applied).contains("no longer able to log in with a key: root ("));
+        assert_no_trace(&machine);
+        // But where deploy's sudo wants a password that deploy has not got, root is needed.
+        machine.sh("rm /etc/sudoers.d/deploy; harden rollback -y");
+        let back = apply(&machine, "{PermitRootLogin: no}").code(4);
+        assert!(unwrapped(&back).contains("can become root"), "{back:?}");
         // Nobody could log in with a key before, so there is nothing to compare with.
         machine.root().remove("/root/.ssh/authorized_keys");
         machine.root().remove("/home/deploy/.ssh/authorized_keys");
-        let applied = apply(&machine, "{MaxAuthTries: 3}").code(0);
+        let applied = apply(&machine, "{LogLevel: VERBOSE}").code(0);
         assert!(unwrapped(&applied).contains("no administrator has a key here"), "{applied:?}");
         assert_no_trace(&machine);
     }
@@ -126,7 +131,52 @@ fn passwords_stay_where_nobody_has_a_key() {
     });
     let off = "{PasswordAuthentication: no, KbdInteractiveAuthentication: no}";
     let back = unchanged(&machine, || apply(&machine, off).code(4));
-    assert!(unwrapped(&back).contains("passwords would be turned off"), "{back:?}");
+    assert!(unwrapped(&back).contains("passwordauthentication"), "{back:?}");
+}
+
+/// Who logs in today in a way that cannot be tried over a pipe is not taken for nobody.
+#[test]
+fn what_cannot_be_tried_is_not_hoped_for() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("for f in /root/.ssh/authorized_keys /home/deploy/.ssh/authorized_keys; do \
+                sed -i 's/^/from=\"10.77.0.0\\/24\" /' $f; done");
+    machine.ssh(22, "true").ok();
+    for settings in ["{AuthorizedKeysFile: /etc/ssh/keys/%u}", "{PasswordAuthentication: no}"] {
+        let back = unchanged(&machine, || apply(&machine, settings).code(4));
+        assert!(unwrapped(&back).contains("Confirm it yourself: --confirm operator"), "{back:?}");
+    }
+    apply(&machine, "{LogLevel: VERBOSE}").code(0);
+    machine.sh("sed -i 's/^from[^ ]* //' /root/.ssh/authorized_keys");
+    let back = apply(&machine, "{DenyUsers: \"*@10.77.*\"}").code(4);
+    assert!(unwrapped(&back).contains("where they come from"), "{back:?}");
+}
+
+/// A command in place of a shell lets nobody in.
+#[test]
+fn a_command_for_everybody_is_no_login() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    for command in ["/bin/false", "internal-sftp"] {
+        let back = apply(&machine, &format!("{{ForceCommand: {command}}}")).code(4);
+        assert!(unwrapped(&back).contains("takes the place of a shell"), "{back:?}");
+    }
+}
+
+/// Which of one's keys is taken does not matter, nor how large the others are.
+#[test]
+fn one_of_many_keys_is_enough() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh(
+        "ssh-keygen -q -t rsa -b 2048 -N '' -f small; cat small.pub .ssh/authorized_keys > k; \
+                mv k .ssh/authorized_keys; rm /home/deploy/.ssh/authorized_keys",
+    );
+    apply(&machine, "{PubkeyAcceptedAlgorithms: ssh-ed25519}").code(0);
+    machine.sh("harden rollback -y; ssh-keygen -q -t rsa -b 4096 -N '' -f large; \
+                cat large.pub > .ssh/authorized_keys");
+    apply(&machine, "{RequiredRSASize: 4096}").code(0);
+    machine.sh("cat small.pub > .ssh/authorized_keys");
+    machine.spec("version: 1\nssh: {port: 2223}\n");
+    machine.sh("harden rollback -y");
+    apply(&machine, "{RequiredRSASize: 4096}").code(4);
 }
 
 /// What the key of a login may do is decided by its type too: it is that of the owner's own key.

@@ -58,6 +58,67 @@ fn the_system_goes_to_another_target() {
     assert_closed(&machine);
 }
 
+/// The system is rebooted in order, right after the confirmation: what was decided holds.
+#[test]
+fn a_clean_reboot_after_the_confirmation() {
+    for suite in [Suite::Bookworm, Suite::Trixie] {
+        let mut machine = socket_system(suite);
+        machine.root().write(
+            "/etc/systemd/system/ssh.service.d/slow.conf",
+            "[Service]\nExecStartPre=/bin/sh -c 'grep -rqs \"^Port 2222\" /etc/ssh && sleep 4; true'\n",
+        );
+        machine.sh("systemctl daemon-reload");
+        machine.apply_in_background("60s");
+        let _confirming = machine.session_with(2222, "harden confirm");
+        machine.wait_for("start", "systemctl is-active ssh.service | grep -q activating");
+        machine.reboot();
+        machine.wait_for_the_end();
+        assert_over(&mut machine, &Want::service(2222));
+    }
+}
+
+/// sshd's start hangs, on the way there and on the way back, and everything of harden's is stopped: then the
+/// rescue listens.
+#[test]
+fn a_start_that_hangs_while_everything_is_stopped() {
+    let machine = same_port(Suite::Trixie);
+    machine.root().write(
+        "/etc/systemd/system/ssh.service.d/hang.conf",
+        "[Service]\nExecStartPre=/bin/sh -c 'test ! -e /run/hang || sleep 600'\n",
+    );
+    machine.sh("systemctl daemon-reload; touch /run/hang");
+    machine.apply_in_background("300s");
+    let _confirming = machine.session_with(22, "harden confirm");
+    machine.wait_for("start", "systemctl is-active ssh.service | grep -q activating");
+    machine.sh("systemctl stop 'harden-*'");
+    assert_eq!(machine.ssh(22, "echo in").stdout, "in\n", "the rescue lets nobody in");
+    machine.sh("rm /run/hang");
+    machine.exec("harden rollback").code(0);
+    assert_state(&machine, &Want::service(22));
+    assert_closed(&machine);
+}
+
+/// What was confirmed and has lost its worker is finished by whoever comes, and undone after that.
+#[test]
+fn a_confirmed_change_without_a_worker() {
+    let machine = socket_system(Suite::Trixie);
+    machine.root().write(
+        "/etc/systemd/system/ssh.service.d/slow.conf",
+        "[Service]\nExecStartPre=/bin/sh -c 'grep -rqs \"^Port 2222\" /etc/ssh && sleep 2; true'\n",
+    );
+    machine.sh("systemctl daemon-reload");
+    machine.start_apply("--confirm probe");
+    machine.wait_for("start", "systemctl is-active ssh.service | grep -q activating");
+    machine.stop_worker();
+    machine.sh("systemctl stop 'harden-guard-*.timer'");
+    assert!(machine.sh("harden status").contains("goes on with it"));
+    let late = machine.exec("harden rollback").code(1);
+    assert!(late.stderr.contains("has been confirmed"), "{late:?}");
+    assert_state(&machine, &Want::service(2222));
+    machine.exec("harden rollback -y").code(0);
+    assert_state(&machine, &Want::socket(22));
+}
+
 /// A frozen worker is started anew long before the guard's time.
 #[test]
 fn the_worker_is_frozen() {
@@ -209,6 +270,9 @@ fn an_sshd_that_turns_everybody_away() {
     let machine = Machine::boot(Suite::Testing, |_| {});
     machine.spec("version: 1\nssh: {settings: {PerSourceMaxStartups: 0}}\n");
     unchanged(&machine, || machine.apply().code(4));
+    // One that has room for few does.
+    machine.spec("version: 1\nssh: {settings: {MaxStartups: \"2:100:2\"}}\n");
+    machine.apply().code(0);
     assert_closed(&machine);
 }
 

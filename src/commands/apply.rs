@@ -12,7 +12,7 @@ use harden::spec;
 use harden::sys::process::Process;
 use harden::sys::systemd::Systemd;
 use harden::sys::{self, Files};
-use harden::transaction::follow::{Watcher, follow};
+use harden::transaction::follow::{self, Watcher, follow};
 use harden::transaction::journal::{self, Terms};
 use harden::transaction::machine::{Machine, RealMachine};
 use harden::transaction::{Lock, Outcome, front, guard};
@@ -226,6 +226,7 @@ pub(super) fn terms(
         login: login(observed, plan, &operator()),
         operator: Some(operator()),
         from: connection(0).and_then(|address| address.parse().ok()),
+        at: connection(2).and_then(|address| address.parse().ok()),
         changes: plan.changes.clone(),
         spec: String::new(),
         undoes: None,
@@ -302,6 +303,15 @@ pub(super) fn converged(plan: Plan, observed: &Observed) -> Result<Ended, Error>
     })
 }
 
+/// What is wrong where the operator is needed.
+fn incomplete(left: &[String]) -> &'static str {
+    if left.iter().any(|what| what.ends_with(follow::IS_OPEN)) {
+        "It is not over"
+    } else {
+        "The rollback is incomplete"
+    }
+}
+
 /// Says how a transaction ended; `None` is one that goes on without this terminal.
 pub(super) fn ended(id: &str, plan: Option<Plan>, outcome: Option<Outcome>) -> Ended {
     let report = |code: &str, message: String, hint: &str| {
@@ -333,9 +343,9 @@ pub(super) fn ended(id: &str, plan: Option<Plan>, outcome: Option<Outcome>) -> E
             exit::NEEDS_OPERATOR,
             report(
                 "rollback-incomplete",
-                format!("{cause}\nThe rollback is incomplete:\n- {}", left.join("\n- ")),
+                format!("{cause}\n{}:\n- {}", incomplete(&left), left.join("\n- ")),
                 "keep this session open; look at `systemctl status ssh.service ssh.socket`, then \
-                 run `harden rollback`: it goes on with the way back",
+                 run `harden rollback`: it goes on",
             ),
         ),
         None => (

@@ -64,10 +64,17 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
     if !begun {
         match decision::decide(files, id, Verdict::Rollback, "the operator wanted it back") {
             Ok(stands) if stands.verdict == Verdict::Commit => {
+                if !guard::is_worked_on(machine, id)? {
+                    let from = length(files, id);
+                    front::resume(machine, Lock::take(files)?, id)?;
+                    let mut terminal = Terminal::new(files);
+                    terminal.note(&format!("transaction {id} was confirmed; it is finished first"));
+                    watch(machine, id, from, &mut terminal)?;
+                }
                 return Err(Refusal::new(
                     "too-late",
-                    format!("transaction {id} has been confirmed, and is being made permanent"),
-                    "wait until it is done (`harden status`); then `harden rollback` undoes it",
+                    format!("transaction {id} has been confirmed, and becomes permanent"),
+                    "when it is done (`harden status`), `harden rollback` undoes it",
                 )
                 .into());
             }

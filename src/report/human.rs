@@ -205,7 +205,7 @@ pub fn status(out: &mut dyn Write, open: Option<&OpenTransaction>) -> io::Result
         writeln!(out, "  to confirm: {command}")?;
     }
     if !open.worked_on && open.state != "needs-operator" {
-        let what = "nobody works on it any more; `harden rollback` takes it back";
+        let what = "nobody works on it any more; `harden rollback` goes on with it";
         writeln!(out, "{}", indented(what, 2))?;
     }
     if open.state == "needs-operator" {

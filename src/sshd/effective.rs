@@ -36,6 +36,14 @@ impl Effective {
             .map_or(&[], Vec::as_slice)
     }
 
+    /// Keywords whose values differ.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let keywords: std::collections::BTreeSet<&String> =
+            self.values.keys().chain(other.values.keys()).collect();
+        let differs = |keyword: &&String| self.values.get(*keyword) != other.values.get(*keyword);
+        keywords.into_iter().filter(differs).cloned().collect()
+    }
+
     /// Addresses and ports that sshd would listen on (`ListenAddress` x `Port`, `AddressFamily`).
     pub fn listen(&self) -> Vec<SocketAddr> {
         self.get("listenaddress").iter().filter_map(|value| parse_listen(value)).collect()

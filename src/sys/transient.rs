@@ -14,7 +14,7 @@ const GUARD: Duration = Duration::from_secs(600);
 /// One that gives no sign of life for so long is frozen; systemd kills it and starts it again.
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long one that is asked to end may take to take back, or to finish, what it has begun.
-const STOP: Duration = Duration::from_secs(120);
+const STOP: Duration = Duration::from_secs(240);
 /// How soon one that died is started again: `DefaultRestartSec=`.
 const AGAIN: Duration = Duration::from_millis(100);
 

@@ -9,6 +9,9 @@ use super::{Outcome, decision};
 use crate::plan::Step;
 use crate::sys::{Files, SysError, monotonic_usec};
 
+/// What is left of a transaction that nobody works on any more.
+pub const IS_OPEN: &str = " is open";
+
 /// How often the journal is looked at.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How often it is asked whether anybody still works on it.
@@ -116,7 +119,7 @@ pub fn follow(
             doubts = if is_worked_on() { 0 } else { doubts + 1 };
             if doubts > 1 {
                 let cause = "nobody works on the transaction any more".to_owned();
-                let left = vec![format!("transaction {id} is open")];
+                let left = vec![format!("transaction {id}{IS_OPEN}")];
                 return Ok(Some(Outcome::NeedsOperator { cause, left }));
             }
         }

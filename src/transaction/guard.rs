@@ -112,7 +112,7 @@ fn resume_unit(id: &str) -> String {
          WatchdogSec=10\n\
          WatchdogSignal=SIGKILL\n\
          KillMode=mixed\n\
-         TimeoutStopSec=120\n",
+         TimeoutStopSec=240\n",
         program.display(),
         worker::SPARE.as_secs(),
     )

@@ -137,6 +137,9 @@ pub struct Terms {
     /// Where the session came from in which harden was run, if from anywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<std::net::IpAddr>,
+    /// The address of this host on which that session came in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<std::net::IpAddr>,
     /// What is changed, as it was shown.
     pub changes: Vec<Change>,
     /// Name of the spec, or what else asked for it.

@@ -68,6 +68,8 @@ pub trait Machine {
     fn boot(&self) -> String;
     /// Whether somebody wants this process to end, and what it has begun with it.
     fn stop_requested(&self) -> bool;
+    /// Whether the whole system goes down: then nothing that fails means anything.
+    fn goes_down(&self) -> bool;
     /// Looks at the whole host again.
     fn observe(&self) -> std::result::Result<Observed, Error>;
 }
@@ -81,8 +83,9 @@ pub struct RealMachine {
     stop: StopRequest,
 }
 
-/// The longest that one job may take: Debian's default `TimeoutStopSec` and `TimeoutStartSec`.
-const JOB: Duration = Duration::from_secs(90);
+/// The longest that one job may take. sshd starts and stops in well under a second; while a start hangs on
+/// an unchanged port nobody listens, so it is not waited for as long as systemd would.
+pub(super) const JOB: Duration = Duration::from_secs(30);
 /// How long after a start listeners may take to appear.
 const LISTENERS: Duration = Duration::from_secs(10);
 /// How long a stopped sshd's listener may stay open in a child of it.
@@ -344,6 +347,10 @@ impl Machine for RealMachine {
 
     fn stop_requested(&self) -> bool {
         self.stop.is_made()
+    }
+
+    fn goes_down(&self) -> bool {
+        self.with(Systemd::is_stopping).unwrap_or(false)
     }
 
     fn enqueue(&self, method: &'static str, unit: &str) -> Result<()> {

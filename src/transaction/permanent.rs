@@ -54,6 +54,15 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
 /// what was tried.
 fn refuse_edited(run: &Run) -> Result<(), String> {
     let now = run.machine.observe().map_err(|error| error.to_string())?;
+    let units = [(&run.before.service, &now.service), (&run.before.socket, &now.socket)];
+    if let Some((was, is)) = units.into_iter().find(|(was, is)| was.load != is.load) {
+        return Err(format!(
+            "somebody changed {} during the trial: it was {}, is {}",
+            was.name,
+            was.summary(),
+            is.summary()
+        ));
+    }
     let edited: Vec<String> =
         Observed::edited(&run.before, &now).iter().map(|path| path.display().to_string()).collect();
     if edited.is_empty() {

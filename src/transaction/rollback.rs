@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::journal::Record;
-use super::machine::Machine;
+use super::machine::{JOB, Machine};
 use super::run::Run;
 use super::steps::forgive;
 use super::{Outcome, bridge, guard, run};
@@ -21,7 +21,6 @@ use crate::sys::fault::point;
 use crate::sys::units::Unit;
 use crate::sys::{Files, Image, Result};
 
-const JOB: Duration = Duration::from_secs(90);
 /// How long the old listeners may take to come back.
 const LISTENERS: Duration = Duration::from_secs(10);
 

@@ -1,5 +1,6 @@
 //! The trial: the new listener, with nothing changed on disk. A reboot takes it back.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::decision::{self, Decision, Verdict};
@@ -74,6 +75,7 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
     let Some(endpoints) = listens else { return Ok(()) };
     let mut faults =
         run.machine.greet(&endpoints, &run.before).map_err(|error| error.to_string())?;
+    faults.extend(left_alone(run).filter(|_| logins.is_some()));
     if let Some(logins) = logins {
         let lost = |_| "the logins that were tried are lost".to_owned();
         let answer = logins.join().map_err(lost)?;
@@ -87,6 +89,23 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
     if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
 }
 
+/// The address on which whoever runs harden came in, where nothing would listen on it any more: a person
+/// would notice.
+fn left_alone(run: &Run) -> Option<String> {
+    let at = run.terms.as_ref()?.at?.to_canonical();
+    let serves = |endpoint: &SocketAddr| {
+        let ip = endpoint.ip();
+        ip == at || (ip.is_unspecified() && ip.is_ipv4() == at.is_ipv4())
+    };
+    let served = at.is_loopback() || run.expect.endpoints.iter().any(serves);
+    (!served).then(|| {
+        format!(
+            "this session came in on {at}, where nothing would listen any more. Confirm it yourself: \
+             --confirm operator"
+        )
+    })
+}
+
 fn by_probe(run: &Run) -> bool {
     run.terms.as_ref().is_none_or(|terms| terms.confirm == Confirm::Probe)
 }
@@ -98,6 +117,7 @@ fn logins_of(run: &Run) -> Asked {
     Asked {
         before: run.before.clone(),
         operator,
+        from: terms.as_ref().and_then(|terms| terms.from),
         folder: bridge::folder(&run.id),
         candidate: terms.as_ref().map(|terms| terms.candidate.clone()).unwrap_or_default(),
         options: terms.map(|terms| terms.options).unwrap_or_default(),

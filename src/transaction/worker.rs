@@ -92,6 +92,10 @@ fn carry_out(run: &mut Run, decision: &Decision) -> Result<Outcome, Error> {
             guard::close(run, "applied", None)?;
             Ok(Outcome::Applied)
         }
+        // systemd cancels jobs when it goes down; the next boot goes on with it, as after a power cut.
+        Err(cause) if run.machine.goes_down() => {
+            Err(SysError::new("the system goes down meanwhile", cause).into())
+        }
         Err(cause) => Ok(rollback::run(run, &cause)),
     }
 }

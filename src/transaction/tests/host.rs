@@ -365,6 +365,10 @@ impl Machine for Fake {
         false
     }
 
+    fn goes_down(&self) -> bool {
+        false
+    }
+
     fn enqueue(&self, method: &'static str, unit: &str) -> Result<()> {
         let _ = (method, unit);
         Ok(())

@@ -32,6 +32,7 @@ fn begin(fake: &Fake, port: u16, confirm: Confirm) -> String {
     let terms = Terms {
         operator: None,
         from: None,
+        at: None,
         trial: plan.trial.clone(),
         candidate: plan.candidate.clone(),
         options: plan.options.clone(),

@@ -2,26 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
+use super::keys::Key;
 use super::{Admin, Asked};
 use crate::observe::{Verdict, ask_sshd, sshd_program};
 use crate::sshd::tree::Line;
-use crate::sshd::{ConfigTree, options};
+use crate::sshd::{ConfigTree, Effective, options};
 use crate::sys::probe::{Login, is_taken, login};
-use crate::sys::{Files, SysError};
+use crate::sys::{Files, Result, SysError};
 
+/// Why sshd keeps somebody out whose keys are in order otherwise.
+const NONE: &str = "none of their own keys is accepted";
 /// What the sshd of a login does not need, or is told otherwise.
 const REPLACED: [&str; 4] = ["Port", "ListenAddress", "AddressFamily", "PidFile"];
 /// And where it takes a key that was made for it.
 const REPLACED_BY_KEY: [&str; 2] = ["AuthorizedKeysCommand", "AuthorizedKeysCommandUser"];
-
-/// A command of the administrator's own that a login would run.
-fn forces_a_command(tree: &ConfigTree) -> bool {
-    let forced = |line: &Line| {
-        let directive = &line.directive;
-        directive.is("ForceCommand") && directive.args.first().is_some_and(|arg| arg != "none")
-    };
-    tree.lines().iter().any(forced)
-}
 
 /// An sshd with one configuration.
 pub(super) struct Door<'a> {
@@ -33,80 +27,106 @@ pub(super) struct Door<'a> {
 }
 
 impl Door<'_> {
-    /// Everybody tries at the same time.
+    /// Everybody tries at the same time. Of whom `forced` knows a command, no session is opened.
     pub(super) fn knock(
         &self,
         admins: &[Admin],
+        forced: &[Option<String>],
         known_hosts: &Path,
-    ) -> Result<Vec<Login>, SysError> {
-        let main = self.lay_out("own", &REPLACED, "")?;
-        let with_own = self.sshd(&main);
-        let mut tries = Vec::new();
-        for admin in admins {
-            let forced = self.forces_a_command(&main, &admin.user.name);
-            let with_made = (!forced).then(|| self.sshd_for(&admin.key)).transpose()?;
-            tries.push((admin, with_made));
-        }
+    ) -> Result<Vec<Login>> {
+        let plain = self.sshd(&self.lay_out("own", &REPLACED, "")?);
+        let now = self.forced(admins)?;
         let lost = |_| SysError::new("cannot log in", "the probe is lost");
         std::thread::scope(|scope| {
-            let trying: Vec<_> = tries
-                .iter()
-                .map(|(admin, with_made)| {
-                    let with_own = &with_own;
-                    scope.spawn(move || access(admin, with_made.as_deref(), with_own, known_hosts))
-                })
-                .collect();
+            let mut trying = Vec::new();
+            for ((admin, before), now) in admins.iter().zip(forced).zip(now) {
+                let plain = &plain;
+                trying.push(scope.spawn(move || match now {
+                    Some(command) if before.as_ref() != Some(&command) => {
+                        Login::Refused(format!("ForceCommand {command} takes the place of a shell"))
+                    }
+                    now => self.access(admin, plain, now.is_none(), known_hosts),
+                }));
+            }
             trying.into_iter().map(|access| access.join().map_err(lost)).collect()
         })
     }
 
-    /// Whether sshd would run somebody's own command in place of what is asked for (sshd_config(5),
-    /// ForceCommand): then no session is opened.
-    fn forces_a_command(&self, main: &Path, user: &str) -> bool {
-        if !forces_a_command(self.tree) {
-            return false;
-        }
-        let connection =
-            format!("user={user},host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22");
-        let options = ["-C".to_owned(), connection].into_iter().chain(self.options.iter().cloned());
-        match ask_sshd(Some(main), &options.collect::<Vec<_>>()) {
-            Verdict::Valid(effective) => {
-                effective.get("forcecommand").iter().any(|command| command != "none")
-            }
-            _ => true,
+    /// A session, and a look whether one of the user's own keys is taken. What does not come to an end
+    /// is no access.
+    fn access(&self, admin: &Admin, plain: &[String], session: bool, known_hosts: &Path) -> Login {
+        let name = &admin.user.name;
+        let is_taken = |key: &&Key| is_taken(name, &key.path, known_hosts, plain).unwrap_or(false);
+        let taken = admin.own.iter().find(is_taken);
+        // Where none is taken, the session tells why.
+        let Some(key) = taken.or(admin.own.first()) else { return Login::Refused(NONE.to_owned()) };
+        let opened = if session { self.session(name, key, known_hosts) } else { Ok(Login::In) };
+        match (opened, taken) {
+            (Err(error), _) => Login::Refused(error.to_string()),
+            (Ok(Login::In), None) => Login::Refused(NONE.to_owned()),
+            (Ok(other), _) => other,
         }
     }
 
-    /// Whether a password is a way in.
-    pub(super) fn takes_passwords(&self) -> Result<bool, SysError> {
-        let main = self.lay_out("own", &REPLACED, "")?;
-        let Verdict::Valid(effective) = ask_sshd(Some(&main), self.options) else {
-            return Ok(false);
+    /// A session with a key that is made for it, of the kind of the user's own.
+    fn session(&self, name: &str, key: &Key, known_hosts: &Path) -> Result<Login> {
+        let Some(twin) = key.twin(self.files)? else { return Ok(Login::In) };
+        login(name, &twin, known_hosts, &self.sshd_for(&twin)?)
+    }
+
+    /// For each administrator, the command of somebody's own that sshd would run in place of what is
+    /// asked for (sshd_config(5), ForceCommand).
+    pub(super) fn forced(&self, admins: &[Admin]) -> Result<Vec<Option<String>>> {
+        let is_forced = |line: &Line| {
+            line.directive.is("ForceCommand")
+                && line.directive.args.first().is_some_and(|arg| arg != "none")
         };
-        let says_yes = |keyword: &str| effective.get(keyword).iter().any(|value| value == "yes");
-        Ok([
-            "passwordauthentication",
-            "kbdinteractiveauthentication",
-            "challengeresponseauthentication",
-        ]
-        .into_iter()
-        .any(says_yes))
+        if !self.tree.lines().iter().any(is_forced) {
+            return Ok(vec![None; admins.len()]);
+        }
+        let main = self.lay_out("own", &REPLACED, "")?;
+        let address = self.asked.from.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
+        let of = |admin: &Admin| {
+            let name = &admin.user.name;
+            let connection =
+                format!("user={name},host={address},addr={address},laddr=127.0.0.1,lport=22");
+            let options = ["-C".to_owned(), connection];
+            let options = options.into_iter().chain(self.options.iter().cloned());
+            match ask_sshd(Some(&main), &options.collect::<Vec<_>>()) {
+                Verdict::Valid(effective) => effective
+                    .get("forcecommand")
+                    .first()
+                    .filter(|command| *command != "none")
+                    .cloned(),
+                _ => Some("that sshd does not show".to_owned()),
+            }
+        };
+        Ok(admins.iter().map(of).collect())
+    }
+
+    /// What is in effect outside any Match block.
+    pub(super) fn effective(&self) -> Result<Option<Effective>> {
+        let main = self.lay_out("own", &REPLACED, "")?;
+        match ask_sshd(Some(&main), self.options) {
+            Verdict::Valid(effective) => Ok(Some(effective)),
+            _ => Ok(None),
+        }
     }
 
     /// The command line of an sshd that lets a key in which was made for this login.
-    fn sshd_for(&self, key: &Path) -> Result<Vec<String>, SysError> {
-        let kind = key.file_name().unwrap_or_default().to_string_lossy();
-        let public = self.files.read(&key.with_extension("pub"))?.unwrap_or_default();
-        let public = String::from_utf8_lossy(&public).trim().to_owned();
+    fn sshd_for(&self, key: &Path) -> Result<Vec<String>> {
+        let public = self.files.read(&PathBuf::from(format!("{}.pub", key.display())))?;
+        let public = String::from_utf8_lossy(&public.unwrap_or_default()).trim().to_owned();
         // The first value wins, and no file has one any more.
         let first =
             format!("AuthorizedKeysCommand /bin/echo {public}\nAuthorizedKeysCommandUser root\n");
         let replaced = [&REPLACED[..], &REPLACED_BY_KEY[..]].concat();
-        Ok(self.sshd(&self.lay_out(&kind, &replaced, &first)?))
+        let name = key.file_name().unwrap_or_default().to_string_lossy();
+        Ok(self.sshd(&self.lay_out(&name, &replaced, &first)?))
     }
 
     /// Copies of the files, the main one with something in front; returns where that is.
-    fn lay_out(&self, name: &str, replaced: &[&str], first: &str) -> Result<PathBuf, SysError> {
+    fn lay_out(&self, name: &str, replaced: &[&str], first: &str) -> Result<PathBuf> {
         let folder = self.asked.folder.join(format!("{}-{name}", self.name));
         let (copies, main) = self.tree.mirrored(&folder, replaced);
         for (path, text) in copies {
@@ -125,27 +145,4 @@ impl Door<'_> {
         words.extend(options::without(self.options, &REPLACED.map(str::to_owned)));
         words
     }
-}
-
-/// A session with the key that was made, and a look whether one of the user's own is taken. What does
-/// not come to an end is no access.
-fn access(
-    admin: &Admin,
-    with_made: Option<&[String]>,
-    with_own: &[String],
-    known_hosts: &Path,
-) -> Login {
-    let name = &admin.user.name;
-    if let Some(sshd) = with_made {
-        match login(name, &admin.key, known_hosts, sshd) {
-            Ok(Login::In) => {}
-            Ok(other) => return other,
-            Err(error) => return Login::Refused(error.to_string()),
-        }
-    }
-    let taken = |key: &PathBuf| is_taken(name, key, known_hosts, with_own).unwrap_or(false);
-    if admin.own.iter().any(taken) {
-        return Login::In;
-    }
-    Login::Refused("none of their own keys is accepted".to_owned())
 }

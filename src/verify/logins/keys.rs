@@ -5,22 +5,75 @@ use std::path::{Path, PathBuf};
 use super::Asked;
 use crate::observe::Verdict;
 use crate::sys::users::User;
-use crate::sys::{Command, Files, SysError};
+use crate::sys::{Command, Files, Result, SysError};
 
-/// The keys in the user's files that open a session of the user's choice: type and key, without
-/// options and comment (sshd(8), AUTHORIZED_KEYS FILE FORMAT).
-pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Vec<String> {
-    let Verdict::Valid(effective) = &asked.before.effective else { return Vec::new() };
+/// How many of one's own keys are shown to sshd, at most.
+const MOST: usize = 30;
+
+/// One public key.
+#[derive(Debug, Clone)]
+pub(super) struct Key {
+    /// Its algorithm (`ssh-ed25519`).
+    algorithm: String,
+    /// A file with it alone.
+    pub(super) path: PathBuf,
+}
+
+/// The keys in the user's files that open a session of the user's choice.
+pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<Key>> {
+    let Verdict::Valid(effective) = &asked.before.effective else { return Ok(Vec::new()) };
     let patterns = effective.get("authorizedkeysfile").iter().flat_map(|line| line.split(' '));
     let texts = patterns
         .filter(|pattern| *pattern != "none")
         .filter_map(|pattern| files.read(&key_file(pattern, user)).ok()?);
-    texts
-        .flat_map(|text| {
-            let text = String::from_utf8_lossy(&text).into_owned();
-            text.lines().filter_map(free_key).collect::<Vec<_>>()
-        })
-        .collect()
+    let lines = texts.flat_map(|text| {
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.lines().filter_map(free_key).collect::<Vec<_>>()
+    });
+    let mut keys = Vec::new();
+    for (number, line) in lines.take(MOST).enumerate() {
+        let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));
+        files.scratch(&path, format!("{line}\n").as_bytes())?;
+        let algorithm = line.split(' ').next().unwrap_or_default().to_owned();
+        keys.push(Key { algorithm, path });
+    }
+    Ok(keys)
+}
+
+impl Key {
+    /// Makes a key pair that sshd judges as it does this key: of the same algorithm and size. `None`
+    /// where only hardware can.
+    ///
+    /// # Errors
+    /// Where ssh-keygen(1) does not make it.
+    pub(super) fn twin(&self, files: &Files) -> Result<Option<PathBuf>> {
+        let what = "cannot make a key for a login";
+        let keygen = || Command::new(Path::new("/usr/bin/ssh-keygen"));
+        let (kind, bits) = match self.algorithm.as_str() {
+            "ssh-ed25519" => ("ed25519", None),
+            "ssh-rsa" => {
+                let told =
+                    keygen().args(["-l", "-f"]).arg(self.path.display().to_string()).run()?;
+                ("rsa", told.stdout.split(' ').next().map(str::to_owned))
+            }
+            other => match other.strip_prefix("ecdsa-sha2-nistp") {
+                Some(bits) => ("ecdsa", Some(bits.to_owned())),
+                None => return Ok(None),
+            },
+        };
+        let twin = self.path.with_extension("twin");
+        if files.exists(&twin) {
+            return Ok(Some(twin));
+        }
+        let bits = bits.into_iter().flat_map(|bits| ["-b".to_owned(), bits]);
+        let made = keygen()
+            .args(["-q", "-t", kind, "-N", "", "-C", "harden-probe"])
+            .args(bits)
+            .arg("-f")
+            .arg(twin.display().to_string())
+            .run()?;
+        if made.status == 0 { Ok(Some(twin)) } else { Err(SysError::new(what, made.stderr.trim())) }
+    }
 }
 
 /// The key of a line, unless its options tie it to a command or to an authority.
@@ -30,7 +83,7 @@ fn free_key(line: &str) -> Option<String> {
         return None;
     }
     let mut quoted = false;
-    let options = if key_type_of(line.split_whitespace().next()?).is_some() {
+    let options = if is_algorithm(line.split_whitespace().next()?) {
         0
     } else {
         line.find(|c: char| {
@@ -47,7 +100,7 @@ fn free_key(line: &str) -> Option<String> {
     }
     let mut words = rest.split_whitespace();
     let (kind, key) = (words.next()?, words.next()?);
-    key_type_of(kind).map(|_| format!("{kind} {key}"))
+    is_algorithm(kind).then(|| format!("{kind} {key}"))
 }
 
 /// `%h`, `%u`, `%U` and `%%`; what is not absolute is below the home folder (sshd_config(5),
@@ -62,27 +115,10 @@ fn key_file(pattern: &str, user: &User) -> PathBuf {
     user.home.join(named)
 }
 
-/// What `ssh-keygen -t` calls the type of a key; a key in hardware is of a type of its own, which only
-/// the hardware can make.
-pub(super) fn key_type_of(key: &str) -> Option<&'static str> {
-    match key.split_whitespace().next()? {
-        "ssh-ed25519" | "sk-ssh-ed25519@openssh.com" => Some("ed25519"),
-        "ssh-rsa" => Some("rsa"),
-        word if word.starts_with("ecdsa-sha2-") || word.starts_with("sk-ecdsa-") => Some("ecdsa"),
-        _ => None,
-    }
-}
-
-pub(super) fn make_key(files: &Files, key: &Path, kind: &str) -> Result<(), SysError> {
-    files.create_folders(key.parent().unwrap_or(key), 0o700)?;
-    let keygen = Command::new(Path::new("/usr/bin/ssh-keygen"))
-        .args(["-q", "-t", kind, "-N", "", "-C", "harden-probe", "-f"])
-        .arg(key.display().to_string());
-    let made = keygen.run()?;
-    if made.status == 0 {
-        return Ok(());
-    }
-    Err(SysError::new("cannot make a key for a login", made.stderr.trim()))
+/// Whether a word is the name of a public key's algorithm.
+fn is_algorithm(word: &str) -> bool {
+    let known = ["ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp", "sk-ssh-ed25519@", "sk-ecdsa-sha2-"];
+    known.iter().any(|known| word.starts_with(known)) && !word.contains("-cert-")
 }
 
 #[cfg(test)]
@@ -100,7 +136,6 @@ mod tests {
         for nothing in ["# ssh-rsa AAAA", "", "ssh-rsa", "no-pty ssh-new AAAA", "\"open"] {
             assert_eq!(free_key(nothing), None, "{nothing}");
         }
-        assert_eq!(key_type_of("sk-ecdsa-sha2-nistp256@openssh.com AAAA"), Some("ecdsa"));
     }
 
     #[test]

@@ -11,11 +11,12 @@
 mod door;
 mod keys;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use self::door::Door;
-use self::keys::{key_type_of, make_key, own_keys};
+use self::keys::{Key, own_keys};
 use super::{Fault, write_known_hosts};
 use crate::error::Error;
 use crate::observe::Observed;
@@ -26,8 +27,51 @@ use crate::sys::{Files, SysError};
 
 /// Who is tried, at most.
 const MOST: usize = 4;
-/// How many of one's own keys are shown, at most.
-const MOST_KEYS: usize = 6;
+/// What `sshd -T` prints of settings that decide nothing about who gets in.
+const HARMLESS: [&str; 41] = [
+    "acceptenv",
+    "addressfamily",
+    "allowagentforwarding",
+    "allowstreamlocalforwarding",
+    "allowtcpforwarding",
+    "banner",
+    "channeltimeout",
+    "clientalivecountmax",
+    "clientaliveinterval",
+    "compression",
+    "disableforwarding",
+    "exposeauthinfo",
+    "fingerprinthash",
+    "gatewayports",
+    "ipqos",
+    "listenaddress",
+    "logingracetime",
+    "loglevel",
+    "logverbose",
+    "permitlisten",
+    "permitopen",
+    "permittty",
+    "permittunnel",
+    "permituserenvironment",
+    "permituserrc",
+    "pidfile",
+    "port",
+    "printlastlog",
+    "printmotd",
+    "rekeylimit",
+    "setenv",
+    "streamlocalbindmask",
+    "streamlocalbindunlink",
+    "subsystem",
+    "syslogfacility",
+    "tcpkeepalive",
+    "unusedconnectiontimeout",
+    "usedns",
+    "versionaddendum",
+    "x11forwarding",
+    "xauthlocation",
+];
+
 /// What a login is tried with.
 #[derive(Debug, Clone)]
 pub struct Asked {
@@ -37,8 +81,10 @@ pub struct Asked {
     pub candidate: ConfigTree,
     /// sshd's planned command line.
     pub options: Vec<String>,
-    /// Somebody to try first.
+    /// Who runs harden.
     pub operator: Option<String>,
+    /// Where they come from.
+    pub from: Option<IpAddr>,
     /// A folder of the transaction's own, below /run.
     pub folder: PathBuf,
 }
@@ -56,66 +102,147 @@ pub fn begin(files: &Files, asked: Asked) -> JoinHandle<Answer> {
 #[derive(Debug, Clone)]
 struct Admin {
     user: User,
-    /// A key of the type that the user's own first key has.
-    key: PathBuf,
-    /// The user's own keys: public ones, a file each.
-    own: Vec<PathBuf>,
+    /// Keys of the user's own.
+    own: Vec<Key>,
+    /// Whether this is root, or somebody who can become root.
+    becomes_root: bool,
 }
 
 fn try_all(files: &Files, asked: &Asked) -> Answer {
-    let admins = admins(files, asked)?;
-    let known_hosts = write_known_hosts(files, &asked.folder, &asked.before)?;
     let new = Door { files, asked, name: "new", tree: &asked.candidate, options: &asked.options };
     let options = asked.before.command_line.settings();
     let old = Door { files, asked, name: "old", tree: &asked.before.config, options: &options };
-    let tried = new.knock(&admins, &known_hosts)?;
-    if !tried.is_empty() && tried.iter().all(|access| *access == Login::In) {
-        return Ok(judge(&admins, &tried, &tried, None));
+    if let Some(pattern) = by_address(&asked.before.config, &asked.candidate) {
+        let why = format!("whom `{pattern}` means depends on where they come from");
+        return Ok((vec![unproven(&why)], Vec::new()));
     }
-    let worked = old.knock(&admins, &known_hosts)?;
-    if worked.iter().all(|access| matches!(access, Login::Refused(_))) {
-        return without_keys(&old, &new, &worked);
+    let admins = admins(files, asked)?;
+    let known_hosts = write_known_hosts(files, &asked.folder, &asked.before)?;
+    let forced = old.forced(&admins)?;
+    let tried = new.knock(&admins, &forced, &known_hosts)?;
+    let operator = asked.operator.as_deref();
+    let stranger = operator
+        .filter(|name| *name != "root" && !admins.iter().any(|admin| admin.user.name == *name));
+    if !tried.is_empty() && stranger.is_none() && tried.iter().all(|access| *access == Login::In) {
+        return Ok(judge(&admins, &tried, &tried, operator));
     }
+    let worked = old.knock(&admins, &forced, &known_hosts)?;
     // Nothing that happens once is held against the new configuration.
-    let tried = new.knock(&admins, &known_hosts)?;
-    Ok(judge(&admins, &worked, &tried, asked.operator.as_deref()))
+    let tried = new.knock(&admins, &forced, &known_hosts)?;
+    let (mut faults, mut notes) = judge(&admins, &worked, &tried, operator);
+    if let Some(why) = unknown(&admins, &worked, &tried, stranger.or(operator)) {
+        let moved = moved(&old, &new)?;
+        if moved.is_empty() {
+            notes.push(format!("no login was tried for them: {why}"));
+        } else {
+            faults.push(unproven(&format!("{why}, and the change is about {}", moved.join(", "))));
+        }
+    }
+    Ok((faults, notes))
+}
+
+/// harden cannot show it, and does not hope.
+fn unproven(why: &str) -> Fault {
+    format!("harden cannot try who still gets in: {why}. Confirm it yourself: --confirm operator")
+}
+
+/// A pattern of users that names addresses, and was not there before: the probe comes from none.
+fn by_address(before: &ConfigTree, after: &ConfigTree) -> Option<String> {
+    let patterns = |tree: &ConfigTree| -> Vec<String> {
+        let lines = tree.lines().into_iter();
+        let lines =
+            lines.filter(|line| line.directive.is("AllowUsers") || line.directive.is("DenyUsers"));
+        lines.flat_map(|line| line.directive.args).filter(|arg| arg.contains('@')).collect()
+    };
+    let known = patterns(before);
+    patterns(after).into_iter().find(|pattern| !known.contains(pattern))
+}
+
+/// Why nothing is known of those who matter: nobody, or not the one who runs harden, gets in over a pipe
+/// under the old configuration, though they may over the network (`from=`, `Match Address`,
+/// certificates, keys from a command, passwords).
+fn unknown(
+    admins: &[Admin],
+    worked: &[Login],
+    tried: &[Login],
+    operator: Option<&str>,
+) -> Option<String> {
+    let known = |(before, after): (&Login, &Login)| {
+        !matches!(before, Login::Refused(_)) || *after == Login::In
+    };
+    let pairs = || worked.iter().zip(tried);
+    let refusal = worked.iter().find_map(|login| match login {
+        Login::Refused(why) => Some(why.as_str()),
+        _ => None,
+    });
+    if !pairs().any(known) {
+        return Some(match refusal {
+            Some(why) => format!("no administrator can log in with a key today ({why})"),
+            None => "no administrator has a key here".to_owned(),
+        });
+    }
+    let operator = operator.filter(|name| *name != "root")?;
+    match admins.iter().position(|admin| admin.user.name == operator) {
+        Some(at) if pairs().nth(at).is_some_and(known) => None,
+        Some(_) => Some(format!("{operator} cannot log in with a key today")),
+        None => Some(format!("{operator} has no key here")),
+    }
+}
+
+/// What the change is about, of all that may decide who gets in.
+fn moved(old: &Door, new: &Door) -> Result<Vec<String>, SysError> {
+    let (Some(before), Some(after)) = (old.effective()?, new.effective()?) else {
+        return Ok(vec!["a configuration that sshd does not show".to_owned()]);
+    };
+    let decides = |keyword: &String| !HARMLESS.contains(&keyword.as_str());
+    Ok(before.differences(&after).into_iter().filter(decides).collect())
 }
 
 /// Who is lost, and whether that may be: whoever runs harden has to get in, unless it is root and
-/// somebody else who can become root does; and somebody has to.
+/// somebody else does who can become root; and somebody has to.
 fn judge(
     admins: &[Admin],
     worked: &[Login],
     tried: &[Login],
     operator: Option<&str>,
 ) -> (Vec<Fault>, Vec<String>) {
-    let mut entered: Vec<&str> = Vec::new();
+    let mut entered: Vec<&Admin> = Vec::new();
     let mut lost = Vec::new();
     for ((admin, before), after) in admins.iter().zip(worked).zip(tried) {
-        let name = admin.user.name.as_str();
         match (before, after) {
-            (_, Login::In) => entered.push(name),
+            (_, Login::In) => entered.push(admin),
             (Login::In, Login::Partial) => {
-                lost.push((name, "sshd asks for more than a key".to_owned()));
+                lost.push((admin, "sshd asks for more than a key".to_owned()));
             }
-            (Login::In | Login::Partial, Login::Refused(why)) => lost.push((name, why.clone())),
+            (Login::In | Login::Partial, Login::Refused(why)) => lost.push((admin, why.clone())),
             (Login::Partial | Login::Refused(_), _) => {}
         }
     }
-    let told = lost.iter().map(|(name, why)| format!("{name} ({why})")).collect::<Vec<_>>();
-    let told = told.join(", ");
+    let told = lost.iter().map(|(admin, why)| format!("{} ({why})", admin.user.name));
+    let told = told.collect::<Vec<_>>().join(", ");
+    let fault = |text: String| (vec![text], Vec::new());
     if entered.is_empty() && !lost.is_empty() {
-        return (vec![format!("nobody could log in with a key any more: {told}")], Vec::new());
+        return fault(format!("nobody could log in with a key any more: {told}"));
     }
-    let outside = |(name, _): &&(&str, String)| *name != "root" && Some(*name) == operator;
-    if let Some((name, why)) = lost.iter().find(outside) {
-        let fault =
-            format!("{name}, who runs harden, could not log in with a key any more ({why})");
-        return (vec![fault], Vec::new());
+    let is_needed = |admin: &Admin| match admin.user.uid {
+        0 => !entered.iter().any(|admin| admin.becomes_root),
+        _ => Some(admin.user.name.as_str()) == operator,
+    };
+    if let Some((admin, why)) = lost.iter().find(|(admin, _)| is_needed(admin)) {
+        let name = &admin.user.name;
+        return fault(if admin.user.uid == 0 {
+            format!(
+                "{name} could not log in with a key any more ({why}), and nobody else who gets in can \
+                 become root (sudo -l)"
+            )
+        } else {
+            format!("{name}, who runs harden, could not log in with a key any more ({why})")
+        });
     }
     let mut notes = Vec::new();
     if !entered.is_empty() {
-        let names = entered.join(" and ");
+        let names = entered.iter().map(|admin| admin.user.name.as_str());
+        let names = names.collect::<Vec<_>>().join(" and ");
         notes.push(format!("{names} can log in with a key under the new configuration"));
     }
     if !lost.is_empty() {
@@ -124,24 +251,7 @@ fn judge(
     (Vec::new(), notes)
 }
 
-/// Nobody logs in with a key today: then passwords must stay where they are the way in.
-fn without_keys(old: &Door, new: &Door, worked: &[Login]) -> Answer {
-    if old.takes_passwords()? && !new.takes_passwords()? {
-        let fault = "no administrator can log in with a key, and passwords would be turned off; \
-                     put a key in place first (ssh-copy-id)";
-        return Ok((vec![fault.to_owned()], Vec::new()));
-    }
-    let why = worked.iter().find_map(|login| match login {
-        Login::Refused(why) => {
-            Some(format!("no administrator can log in with a key today ({why})"))
-        }
-        _ => None,
-    });
-    let why = why.unwrap_or_else(|| "no administrator has a key here".to_owned());
-    Ok((Vec::new(), vec![format!("no login was tried: {why}")]))
-}
-
-/// Administrators who log in with a key today, the operator first, each with a key to try.
+/// Administrators who have keys here, the operator first.
 fn admins(files: &Files, asked: &Asked) -> Result<Vec<Admin>, SysError> {
     let operator = asked.operator.as_deref().and_then(users::named);
     let mut admins: Vec<Admin> = Vec::new();
@@ -149,19 +259,11 @@ fn admins(files: &Files, asked: &Asked) -> Result<Vec<Admin>, SysError> {
         if admins.len() == MOST || admins.iter().any(|known| known.user.name == user.name) {
             continue;
         }
-        let lines = own_keys(files, asked, &user);
-        let Some(kind) = lines.iter().find_map(|line| key_type_of(line)) else { continue };
-        let key = asked.folder.join(format!("login-{kind}"));
-        if !files.exists(&key) {
-            make_key(files, &key, kind)?;
+        let own = own_keys(files, asked, &user)?;
+        if !own.is_empty() {
+            let becomes_root = users::becomes_root(&user);
+            admins.push(Admin { user, own, becomes_root });
         }
-        let mut own = Vec::new();
-        for (number, line) in lines.iter().take(MOST_KEYS).enumerate() {
-            let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));
-            files.scratch(&path, format!("{line}\n").as_bytes())?;
-            own.push(path);
-        }
-        admins.push(Admin { user, key, own });
     }
     Ok(admins)
 }
@@ -171,8 +273,9 @@ mod tests {
     use super::*;
 
     fn admin(name: &str) -> Admin {
-        let user = User { name: name.into(), uid: 0, home: "/".into() };
-        Admin { user, key: PathBuf::new(), own: Vec::new() }
+        let uid = if name == "root" { 0 } else { 1000 };
+        let user = User { name: name.into(), uid, home: "/".into() };
+        Admin { user, own: Vec::new(), becomes_root: name != "eve" }
     }
 
     #[test]
@@ -186,6 +289,8 @@ mod tests {
         assert_eq!(faults([Login::In, no()], Some("root")), Vec::<String>::new());
         assert_eq!(faults([Login::In, no()], Some("ada")).len(), 1);
         assert_eq!(faults([Login::Partial, Login::Partial], None).len(), 1);
+        let eve = [admin("root"), admin("eve")];
+        assert_eq!(judge(&eve, &both, &[no(), Login::In], Some("root")).0.len(), 1);
         let partial = [Login::Partial, Login::Partial];
         assert_eq!(judge(&admins, &partial, &partial, None).0, Vec::<String>::new());
     }
