@@ -112,6 +112,9 @@ pub fn is_taken(user: &str, public: &Path, known_hosts: &Path, sshd: &[String]) 
     Ok(output.stderr.contains("Server accepts key"))
 }
 
+/// How often an sshd is tried that ends before it has answered.
+const PATIENCE: u32 = 6;
+
 fn over_a_pipe(
     user: &str,
     key: &Path,
@@ -121,14 +124,24 @@ fn over_a_pipe(
 ) -> Result<Output> {
     let words: Vec<String> = sshd.iter().map(|word| shell_quote(word)).collect();
     let proxy = words.join(" ").replace('%', "%%");
-    client(known_hosts)
+    let client = client(known_hosts)
         .args(options(&["PreferredAuthentications=publickey", "PubkeyAuthentication=yes"]))
         .args(options(&["IdentitiesOnly=yes", "IdentityAgent=none"]))
         .args(["-o".to_owned(), format!("LogLevel={level}")])
         .args(["-i".to_owned(), key.display().to_string()])
         .args(["-o".to_owned(), format!("ProxyCommand={proxy}")])
-        .args(["-l", user, "--", "harden-probe", "true"])
-        .run()
+        .args(["-l", user, "--", "harden-probe", "true"]);
+    let mut tries = PATIENCE;
+    loop {
+        let output = client.run()?;
+        tries -= 1;
+        // On Debian 11 a connection to ssh.socket that ends takes sshd's folder away from under this one.
+        let answered = output.status == 0 || !output.stderr.contains("Connection closed by");
+        if answered || tries == 0 {
+            return Ok(output);
+        }
+        std::thread::sleep(Duration::from_millis(150));
+    }
 }
 
 fn shell_quote(word: &str) -> String {
