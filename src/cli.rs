@@ -90,7 +90,7 @@ pub(crate) struct TermsArgs {
     pub(crate) yes: bool,
 
     /// Who confirms that the new listener works: a person from a new session (the default on a
-    /// terminal), or harden itself by a key exchange
+    /// terminal), or harden itself by key exchanges and logins
     #[arg(long, value_enum, value_name = "WHO")]
     pub(crate) confirm: Option<Confirm>,
 

@@ -17,6 +17,13 @@ fn same_port(suite: Suite) -> Machine {
     machine
 }
 
+/// From now on ssh.service runs a command of the shell before it starts.
+fn before_start(machine: &Machine, command: &str) {
+    let drop_in = format!("[Service]\nExecStartPre=/bin/sh -c '{command}'\n");
+    machine.root().write("/etc/systemd/system/ssh.service.d/before.conf", &drop_in);
+    machine.sh("systemctl daemon-reload");
+}
+
 /// Waits until the change has ended, and holds the time against that of the guard.
 #[track_caller]
 fn ends_within(machine: &Machine, limit: Duration) {
@@ -63,11 +70,7 @@ fn the_system_goes_to_another_target() {
 fn a_clean_reboot_after_the_confirmation() {
     for suite in [Suite::Bookworm, Suite::Trixie] {
         let mut machine = socket_system(suite);
-        machine.root().write(
-            "/etc/systemd/system/ssh.service.d/slow.conf",
-            "[Service]\nExecStartPre=/bin/sh -c 'grep -rqs \"^Port 2222\" /etc/ssh && sleep 4; true'\n",
-        );
-        machine.sh("systemctl daemon-reload");
+        before_start(&machine, "grep -rqs \"^Port 2222\" /etc/ssh && sleep 4; true");
         machine.apply_in_background("60s");
         let _confirming = machine.session_with(2222, "harden confirm");
         machine.wait_for("start", "systemctl is-active ssh.service | grep -q activating");
@@ -82,11 +85,8 @@ fn a_clean_reboot_after_the_confirmation() {
 #[test]
 fn a_start_that_hangs_while_everything_is_stopped() {
     let machine = same_port(Suite::Trixie);
-    machine.root().write(
-        "/etc/systemd/system/ssh.service.d/hang.conf",
-        "[Service]\nExecStartPre=/bin/sh -c 'test ! -e /run/hang || sleep 600'\n",
-    );
-    machine.sh("systemctl daemon-reload; touch /run/hang");
+    before_start(&machine, "test ! -e /run/hang || sleep 600");
+    machine.sh("touch /run/hang");
     machine.apply_in_background("300s");
     let _confirming = machine.session_with(22, "harden confirm");
     machine.wait_for("start", "systemctl is-active ssh.service | grep -q activating");
@@ -102,11 +102,7 @@ fn a_start_that_hangs_while_everything_is_stopped() {
 #[test]
 fn a_confirmed_change_without_a_worker() {
     let machine = socket_system(Suite::Trixie);
-    machine.root().write(
-        "/etc/systemd/system/ssh.service.d/slow.conf",
-        "[Service]\nExecStartPre=/bin/sh -c 'grep -rqs \"^Port 2222\" /etc/ssh && sleep 2; true'\n",
-    );
-    machine.sh("systemctl daemon-reload");
+    before_start(&machine, "grep -rqs \"^Port 2222\" /etc/ssh && sleep 2; true");
     machine.start_apply("--confirm probe");
     machine.wait_for("start", "systemctl is-active ssh.service | grep -q activating");
     machine.stop_worker();

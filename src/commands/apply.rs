@@ -1,11 +1,11 @@
 //! `harden apply`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use harden::error::{Error, ErrorReport, Refusal, exit};
 use harden::observe::{self, Ahead, Observed};
-use harden::plan::{Op, Plan, Role};
+use harden::plan::{Op, Plan, Role, serves};
 use harden::report::{human, json};
 use harden::saved::SavedPlan;
 use harden::spec;
@@ -253,18 +253,13 @@ fn login(observed: &Observed, plan: &Plan, operator: &str) -> Vec<String> {
     });
     let endpoints = endpoints.unwrap_or_default();
     let port = endpoints.first().map_or(22, SocketAddr::port).to_string();
-    let serves = |address: &String| {
-        let Ok(address) = address.parse::<IpAddr>() else { return false };
-        let is_served = |at: &SocketAddr| {
-            at.ip() == address || (at.ip().is_unspecified() && at.is_ipv4() == address.is_ipv4())
-        };
-        endpoints.iter().any(is_served)
-    };
+    let is_served =
+        |address: &String| address.parse().is_ok_and(|address| serves(endpoints, address));
     let specific = || {
         let fixed = endpoints.iter().map(SocketAddr::ip).find(|ip| !ip.is_unspecified());
         fixed.map_or_else(|| observed.host.clone(), |ip| ip.to_string())
     };
-    let host = connection(2).filter(serves).unwrap_or_else(specific);
+    let host = connection(2).filter(is_served).unwrap_or_else(specific);
     let root_stays_out = plan.candidate.global("PermitRootLogin").first().is_some_and(|line| {
         line.directive.args.first().is_some_and(|value| value.eq_ignore_ascii_case("no"))
     });

@@ -7,7 +7,7 @@ mod undo;
 pub(crate) use arrange::held;
 pub use undo::{Earlier, undo};
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -132,6 +132,14 @@ impl std::fmt::Display for Role {
             Self::Rescue => "rescue",
         })
     }
+}
+
+/// Whether a listener on any of these endpoints takes connections to an address.
+pub fn serves(endpoints: &[SocketAddr], address: IpAddr) -> bool {
+    endpoints
+        .iter()
+        .map(SocketAddr::ip)
+        .any(|ip| ip == address || (ip.is_unspecified() && ip.is_ipv4() == address.is_ipv4()))
 }
 
 impl Plan {

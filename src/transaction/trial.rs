@@ -1,13 +1,12 @@
 //! The trial: the new listener, with nothing changed on disk. A reboot takes it back.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::decision::{self, Decision, Verdict};
 use super::journal::Record;
 use super::run::Run;
 use super::{bridge, guard, steps};
-use crate::plan::{Op, Role};
+use crate::plan::{Op, Role, serves};
 use crate::spec::Confirm;
 use crate::sys::fault::point;
 use crate::sys::process::Process;
@@ -93,11 +92,7 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
 /// would notice.
 fn left_alone(run: &Run) -> Option<String> {
     let at = run.terms.as_ref()?.at?.to_canonical();
-    let serves = |endpoint: &SocketAddr| {
-        let ip = endpoint.ip();
-        ip == at || (ip.is_unspecified() && ip.is_ipv4() == at.is_ipv4())
-    };
-    let served = at.is_loopback() || run.expect.endpoints.iter().any(serves);
+    let served = at.is_loopback() || serves(&run.expect.endpoints, at);
     (!served).then(|| {
         format!(
             "this session came in on {at}, where nothing would listen any more. Confirm it yourself: \
