@@ -3,6 +3,7 @@
 //! The connection lives on a thread of its own and every call has a deadline: a bus that accepts
 //! and never answers must not hold a transaction up.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::mpsc;
@@ -32,6 +33,8 @@ struct Peer {
     connection: Connection,
     /// The bus name; a direct connection has none.
     name: Option<&'static str>,
+    /// Whether systemd has been asked to send signals.
+    subscribed: Cell<bool>,
 }
 
 impl Peer {
@@ -51,7 +54,10 @@ impl Peer {
         B: serde::Serialize + zbus::wire::DynamicType,
     {
         // Listen before asking: a fast job is removed before the reply is read.
-        self.call::<_, ()>("Subscribe", &()).await.or_else(already_subscribed)?;
+        if !self.subscribed.get() {
+            self.call::<_, ()>("Subscribe", &()).await.or_else(already_subscribed)?;
+            self.subscribed.set(true);
+        }
         let rule = MatchRule::builder()
             .msg_type(zbus::message::Type::Signal)
             .interface(MANAGER)
@@ -168,7 +174,7 @@ impl Systemd {
             match built {
                 Ok(connection) => {
                     let _ = ready.send(Ok(()));
-                    let peer = Peer { connection, name };
+                    let peer = Peer { connection, name, subscribed: Cell::new(false) };
                     for request in inbox {
                         request(&peer);
                     }

@@ -40,8 +40,15 @@ fn service(description: &str, command: &[String]) -> Vec<Property> {
 ///
 /// Its sessions outlive it, as ssh.service's do, and stopping it leaves sshd's privilege
 /// separation folder where it is. Where it dies or does not come up, systemd tries again, a few
-/// times (`DefaultStartLimitBurst=`).
-pub fn start_sshd(systemd: &Systemd, unit: &str, command: &[String]) -> Result<String> {
+/// times (`DefaultStartLimitBurst=`). Of two units with an order, a stop comes before a start,
+/// whichever way round they are ordered (systemd.unit(5), Before=): so a port can go from one of
+/// `takes_turns` to it and back within systemd, as in a restart.
+pub fn start_sshd(
+    systemd: &Systemd,
+    unit: &str,
+    command: &[String],
+    takes_turns: &[&str],
+) -> Result<String> {
     let mut properties = service("harden: an sshd that carries listeners over", command);
     properties.extend([
         ("Type", text("exec")),
@@ -51,6 +58,7 @@ pub fn start_sshd(systemd: &Systemd, unit: &str, command: &[String]) -> Result<S
         ("RuntimeDirectory", Value::Texts(vec!["sshd".to_owned()])),
         ("RuntimeDirectoryMode", Value::Mode(0o755)),
         ("RuntimeDirectoryPreserve", text("yes")),
+        ("Before", Value::Texts(takes_turns.iter().map(|&unit| unit.to_owned()).collect())),
     ]);
     systemd.start_transient(unit, &properties, None, START)
 }

@@ -29,7 +29,14 @@ pub(super) fn folder(id: &str) -> PathBuf {
 /// Starts a bridge, or finds it running.
 pub(super) fn listen(run: &Run, bridge: &Bridge) -> Result<Process> {
     let args = args(run, bridge)?;
-    run.machine.listen(&unit(&run.id, bridge.role), &args, &bridge.endpoints)
+    // Only the trial takes a port from a unit, or gives it one. A rescue must not wait for any.
+    let units = match bridge.role {
+        Role::Trial => vec![&run.before.service, &run.before.socket],
+        Role::Rescue => Vec::new(),
+    };
+    let units: Vec<&str> =
+        units.into_iter().filter(|unit| unit.exists()).map(|unit| unit.name.as_str()).collect();
+    run.machine.listen(&unit(&run.id, bridge.role), &args, &bridge.endpoints, &units)
 }
 
 /// Ends a bridge where it runs.

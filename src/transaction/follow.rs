@@ -95,12 +95,15 @@ pub fn follow(
 ) -> Result<Option<Outcome>, SysError> {
     let path = journal::path(id);
     let mut told = from;
+    let mut records = Vec::new();
     let mut idle = Instant::now();
     let mut doubts = 0;
     loop {
         let bytes = read(files, &path)?;
-        let records = journal::decode(&bytes);
         let new = journal::decode(bytes.get(told..).unwrap_or_default());
+        if !new.is_empty() || records.is_empty() {
+            records = journal::decode(&bytes);
+        }
         told = bytes.len();
         for record in &new {
             tell(watcher, id, record, &records);

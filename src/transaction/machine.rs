@@ -23,6 +23,8 @@ pub trait Machine {
     fn files(&self) -> &Files;
     /// Runs a job (`StartUnit`, `StopUnit`, `RestartUnit`) to its end; any result but `done` fails.
     fn job(&self, method: &'static str, unit: &str, limit: Duration) -> Result<()>;
+    /// Asks for a unit to stop, without waiting: what is started next and comes after it waits for it.
+    fn let_go(&self, unit: &str) -> Result<()>;
     /// Reads a unit's state.
     fn unit(&self, name: &str) -> Result<Unit>;
     /// Enables a unit file.
@@ -52,8 +54,15 @@ pub trait Machine {
     /// Makes sure that a program runs.
     fn runs(&self, program: &Path) -> Result<()>;
     /// Starts an sshd of harden's own with some arguments, as a transient unit, or finds it
-    /// running; it holds all the endpoints when this returns.
-    fn listen(&self, unit: &str, args: &[String], at: &[SocketAddr]) -> Result<Process>;
+    /// running; it holds all the endpoints when this returns. It waits until those of the units in
+    /// `takes_turns` that stop have stopped, and they wait until it has.
+    fn listen(
+        &self,
+        unit: &str,
+        args: &[String],
+        at: &[SocketAddr],
+        takes_turns: &[&str],
+    ) -> Result<Process>;
     /// Ends such an sshd where it runs; its sessions live on.
     fn silence(&self, unit: &str) -> Result<()>;
     /// Arms a timer that runs a command after some time, whatever becomes of this process.
@@ -208,6 +217,13 @@ impl Machine for RealMachine {
         job_result(&method.trim_end_matches("Unit").to_lowercase(), unit, &result)
     }
 
+    fn let_go(&self, unit: &str) -> Result<()> {
+        if self.unit(unit)?.active == "inactive" {
+            return Ok(());
+        }
+        self.enqueue("StopUnit", unit)
+    }
+
     fn unit(&self, name: &str) -> Result<Unit> {
         self.with(|systemd| Unit::read(systemd, name))
     }
@@ -297,13 +313,21 @@ impl Machine for RealMachine {
         logins::begin(&self.files, asked)
     }
 
-    fn listen(&self, unit: &str, args: &[String], at: &[SocketAddr]) -> Result<Process> {
+    fn listen(
+        &self,
+        unit: &str,
+        args: &[String],
+        at: &[SocketAddr],
+        takes_turns: &[&str],
+    ) -> Result<Process> {
         let what = format!("{unit} does not listen");
         if !self.unit(unit)?.is_active() {
             let sshd = observe::sshd_program().ok_or_else(|| SysError::new(&what, "no sshd"))?;
             let mut command = vec![sshd.display().to_string()];
             command.extend(args.iter().cloned());
-            let result = self.with(|systemd| transient::start_sshd(systemd, unit, &command))?;
+            let start =
+                |systemd: &Systemd| transient::start_sshd(systemd, unit, &command, takes_turns);
+            let result = self.with(start)?;
             tracing::debug!("start {unit}: {result}");
         }
         let deadline = Instant::now() + LISTENERS;

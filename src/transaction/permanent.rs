@@ -40,13 +40,9 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
     point(format_args!("permanent.begun")).map_err(|error| error.to_string())?;
     let deadline = Instant::now() + longest(run.limit());
     let done = done_in_this_boot(run);
-    for (index, step) in run.permanent() {
-        if done.contains(&index) {
-            continue;
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        steps::execute(run, index, &step, left).map_err(|error| error.to_string())?;
-    }
+    let mut steps = run.permanent();
+    steps.retain(|(index, _)| !done.contains(index));
+    steps::execute(run, &steps, deadline).map_err(|error| error.to_string())?;
     prove(run)
 }
 

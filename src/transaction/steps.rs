@@ -13,17 +13,56 @@ use crate::plan::{Op, Step};
 use crate::sys::fault::point;
 use crate::sys::{Image, Result, SysError};
 
-/// Journals a step, does it, and journals that it is done.
-pub(super) fn execute(run: &mut Run, index: usize, step: &Step, left: Duration) -> Result<()> {
-    if left.is_zero() {
-        return Err(SysError::new("cannot go on", "the time limit is over"));
+/// Does steps in order, before the deadline.
+pub(super) fn execute(run: &mut Run, steps: &[(usize, Step)], deadline: Instant) -> Result<()> {
+    let mut rest = steps;
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(together(rest));
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(SysError::new("cannot go on", "the time limit is over"));
+        }
+        execute_together(run, now, left)?;
+        rest = later;
     }
-    let begun = begun(run, index, &step.op);
-    run.record(begun)?;
-    point(format_args!("step-{}.before", index + 1))?;
-    perform(run, &step.op, left)?;
-    point(format_args!("step-{}.after", index + 1))?;
-    run.record(Record::Done { index })
+    Ok(())
+}
+
+/// How many of the steps are one hand-over: units that let go of a port, and the one that takes it.
+fn together(steps: &[(usize, Step)]) -> usize {
+    let lets_go = |(_, step): &&(usize, Step)| matches!(step.op, Op::Stop(_) | Op::Silence(_));
+    let takes = |(_, step): &(usize, Step)| matches!(step.op, Op::Start(_) | Op::Listen(_));
+    let going = steps.iter().take_while(lets_go).count();
+    if steps.get(going).is_some_and(takes) { going + 1 } else { 1 }
+}
+
+/// Journals steps, does them, and journals that they are done. Nothing waits for the disk, or for an
+/// answer of systemd's, while a port changes hands.
+fn execute_together(run: &mut Run, steps: &[(usize, Step)], left: Duration) -> Result<()> {
+    for (index, step) in steps {
+        let begun = begun(run, *index, &step.op);
+        run.record(begun)?;
+        if let Op::Start(unit) | Op::Restart(unit) = &step.op {
+            forgive(run.machine, unit);
+        }
+    }
+    let last_to_go = steps.len().checked_sub(2);
+    for (at, (index, step)) in steps.iter().enumerate() {
+        point(format_args!("step-{}.before", index + 1))?;
+        match (&step.op, Some(at) == last_to_go) {
+            (Op::Stop(unit), true) => run.machine.let_go(unit)?,
+            (Op::Silence(role), true) => run.machine.let_go(&bridge::unit(&run.id, *role))?,
+            (op, _) => perform(run, op, left)?,
+        }
+        point(format_args!("step-{}.after", index + 1))?;
+    }
+    if let Some((_, Step { op: Op::Stop(unit), .. })) = last_to_go.and_then(|at| steps.get(at)) {
+        expect_active(run.machine, unit, false)?;
+    }
+    for (index, _) in steps {
+        run.record(Record::Done { index: *index })?;
+    }
+    Ok(())
 }
 
 /// The record of a step that is about to be done: the way back goes by these.
@@ -91,12 +130,30 @@ pub(super) fn refuse_edited(run: &Run, path: &PathBuf, image: &Image) -> Result<
     ))
 }
 
-/// Starts or restarts a unit. Where the first try fails and systemd tries again by itself
-/// (`Restart=on-failure`), its next tries count too.
+/// Starts or restarts a unit. Where that fails it is tried once more: a child of the sshd that let go may
+/// have held its listener for a moment, and an sshd that finds its port taken is not restarted
+/// (`RestartPreventExitStatus=255`).
 fn start(machine: &dyn Machine, method: &'static str, unit: &str, left: Duration) -> Result<()> {
-    forgive(machine, unit);
-    let first = machine.job(method, unit, left);
-    let Err(error) = first else { return Ok(()) };
+    let deadline = Instant::now() + left;
+    match start_once(machine, method, unit, left) {
+        Err(error) if !error.is_silence() => {
+            forgive(machine, unit);
+            std::thread::sleep(Duration::from_millis(100));
+            let left = deadline.saturating_duration_since(Instant::now());
+            start_once(machine, method, unit, left).map_err(|_| error)
+        }
+        other => other,
+    }
+}
+
+/// Where systemd tries again by itself (`Restart=on-failure`), its next tries count too.
+fn start_once(
+    machine: &dyn Machine,
+    method: &'static str,
+    unit: &str,
+    left: Duration,
+) -> Result<()> {
+    let Err(error) = machine.job(method, unit, left) else { return Ok(()) };
     let deadline = Instant::now() + left.min(Duration::from_secs(3));
     while !error.is_silence() && Instant::now() < deadline {
         let now = machine.unit(unit)?;

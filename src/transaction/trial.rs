@@ -63,10 +63,8 @@ fn prepare(run: &mut Run) -> Result<(), String> {
 /// Brings the trial's listener up and speaks to it; where nobody else will, logs in too.
 fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
     let logins = by_probe(run).then(|| run.machine.log_in(logins_of(run)));
-    for (index, step) in run.trial() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        steps::execute(run, index, &step, left).map_err(|error| error.to_string())?;
-    }
+    let steps = run.trial();
+    steps::execute(run, &steps, deadline).map_err(|error| error.to_string())?;
     let listens = run.trial().into_iter().find_map(|(_, step)| match step.op {
         Op::Listen(bridge) if bridge.role == Role::Trial => Some(bridge.endpoints),
         _ => None,

@@ -234,6 +234,13 @@ impl Machine for Fake {
         })
     }
 
+    fn let_go(&self, unit: &str) -> Result<()> {
+        self.operation(&format!("let go {unit}"), || {
+            self.stop(unit);
+            Ok(())
+        })
+    }
+
     fn unit(&self, name: &str) -> Result<Unit> {
         let host = self.host.borrow();
         let active = host.active.contains_key(name);
@@ -313,7 +320,7 @@ impl Machine for Fake {
         Ok(())
     }
 
-    fn listen(&self, unit: &str, _: &[String], at: &[SocketAddr]) -> Result<Process> {
+    fn listen(&self, unit: &str, _: &[String], at: &[SocketAddr], _: &[&str]) -> Result<Process> {
         self.operation(&format!("listen {unit}"), || {
             let ports: Vec<u16> = at.iter().map(SocketAddr::port).collect();
             let mut host = self.host.borrow_mut();
