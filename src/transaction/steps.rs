@@ -9,7 +9,7 @@ use super::machine::Machine;
 use super::run::Run;
 use super::{bridge, rollback};
 use crate::observe::Observed;
-use crate::plan::{Op, Step};
+use crate::plan::{Op, Role, Step};
 use crate::sys::fault::point;
 use crate::sys::{Image, Result, SysError};
 
@@ -28,12 +28,16 @@ pub(super) fn execute(run: &mut Run, steps: &[(usize, Step)], deadline: Instant)
     Ok(())
 }
 
-/// How many of the steps are one hand-over: units that let go of a port, and the one that takes it.
+/// How many of the steps are one hand-over: units that let go of a port, and the one that takes it, where
+/// systemd keeps the two in order. It does not for a rescue, which waits for nobody.
 fn together(steps: &[(usize, Step)]) -> usize {
-    let lets_go = |(_, step): &&(usize, Step)| matches!(step.op, Op::Stop(_) | Op::Silence(_));
-    let takes = |(_, step): &(usize, Step)| matches!(step.op, Op::Start(_) | Op::Listen(_));
-    let going = steps.iter().take_while(lets_go).count();
-    if steps.get(going).is_some_and(takes) { going + 1 } else { 1 }
+    let op = |at: usize| steps.get(at).map(|(_, step)| &step.op);
+    let stops = (0..steps.len()).take_while(|at| matches!(op(*at), Some(Op::Stop(_)))).count();
+    match (op(stops), op(stops + 1)) {
+        (Some(Op::Listen(bridge)), _) if stops > 0 && bridge.role == Role::Trial => stops + 1,
+        (Some(Op::Silence(Role::Trial)), Some(Op::Start(_))) if stops == 0 => 2,
+        _ => 1,
+    }
 }
 
 /// Journals steps, does them, and journals that they are done. Nothing waits for the disk, or for an
@@ -108,7 +112,7 @@ fn perform(run: &mut Run, op: &Op, left: Duration) -> Result<()> {
         Op::End(process) => machine.end(process),
         Op::Listen(wanted) => {
             let listener = bridge::listen(run, wanted)?;
-            if wanted.role == crate::plan::Role::Trial {
+            if wanted.role == Role::Trial {
                 run.record(Record::Trial { listener })?;
             }
             Ok(())
@@ -197,5 +201,27 @@ pub(super) fn paths(observed: &Observed, op: &Op) -> Vec<PathBuf> {
             folders.into_iter().chain(observed.links.keys().cloned()).collect()
         }
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Bridge;
+
+    #[test]
+    fn a_port_changes_hands_at_once_only_where_systemd_keeps_the_order() {
+        let step = |op| (0, Step { op, why: String::new() });
+        let stop = || step(Op::Stop("ssh.service".into()));
+        let start = || step(Op::Start("ssh.service".into()));
+        let listen = |role| step(Op::Listen(Bridge { role, endpoints: Vec::new() }));
+        let silence = |role| step(Op::Silence(role));
+        assert_eq!(together(&[stop(), stop(), listen(Role::Trial), stop()]), 3);
+        assert_eq!(together(&[silence(Role::Trial), start()]), 2);
+        assert_eq!(together(&[stop(), listen(Role::Rescue)]), 1);
+        assert_eq!(together(&[stop(), step(Op::Reload), listen(Role::Trial)]), 1);
+        assert_eq!(together(&[silence(Role::Rescue), start()]), 1);
+        assert_eq!(together(&[listen(Role::Trial), stop()]), 1);
+        assert_eq!(together(&[stop()]), 1);
     }
 }
