@@ -48,6 +48,8 @@ pub(super) struct Dead;
 pub(super) struct Host {
     /// Running units, with the ports on which they listen.
     pub(super) active: BTreeMap<String, Vec<u16>>,
+    /// Units that were told to stop, and that nobody waits for.
+    pub(super) going: Vec<String>,
     /// When each of the two units was started last, as a main process id.
     pub(super) pids: BTreeMap<String, u32>,
     pub(super) armed: bool,
@@ -145,16 +147,44 @@ impl Fake {
         self.host.borrow_mut().active.remove(unit);
     }
 
+    /// Whatever is going has gone.
+    fn settle(&self) {
+        let going = std::mem::take(&mut self.host.borrow_mut().going);
+        going.iter().for_each(|unit| self.stop(unit));
+    }
+
+    /// Something starts on some ports: of the units that are going, those have stopped that systemd keeps in
+    /// order with it. The others go on holding their ports until it has failed.
+    fn take(&self, unit: &str, ports: &[u16], in_order: impl Fn(&str) -> bool) -> Result<()> {
+        let (gone, going): (Vec<_>, Vec<_>) = std::mem::take(&mut self.host.borrow_mut().going)
+            .into_iter()
+            .partition(|going| in_order(going));
+        gone.iter().for_each(|unit| self.stop(unit));
+        let host = self.host.borrow();
+        let mut others = host.active.iter().filter(|(name, _)| *name != unit);
+        let taken = others.find(|(_, held)| held.iter().any(|port| ports.contains(port)));
+        let taken = taken.map(|(name, _)| SysError::new(unit, format!("{name} holds the port")));
+        drop(host);
+        going.iter().for_each(|unit| self.stop(unit));
+        taken.map_or(Ok(()), Err)
+    }
+
     /// One operation: it may be the one that a fault befalls.
     pub(super) fn operation<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let failed = || Err(SysError::new(what, "failed on purpose"));
-        let done = match self.fate.next(what) {
+        let befalls = self.fate.next(what);
+        // Only what takes a port at once may find it still held.
+        if befalls.is_some() || !(what.starts_with("StartUnit") || what.starts_with("listen")) {
+            self.settle();
+        }
+        let done = match befalls {
             None => work(),
             Some(Mishap::Fails) => failed(),
             Some(Mishap::FailsLate) => work().and_then(|_| failed()),
             Some(Mishap::DiesBefore) => panic_any(Dead),
             Some(Mishap::DiesAfter) => {
                 let _ = work();
+                self.settle();
                 self.listen_in(what);
                 panic_any(Dead)
             }
@@ -228,6 +258,13 @@ impl Machine for Fake {
                 self.stop(unit);
             }
             if method != "StopUnit" {
+                let socket = self.host.borrow().active.contains_key(SOCKET);
+                let ports = match unit {
+                    SOCKET => vec![22],
+                    _ if socket => vec![],
+                    _ => vec![self.configured()],
+                };
+                self.take(unit, &ports, |going| going.starts_with("harden-trial"))?;
                 self.start(unit);
             }
             Ok(())
@@ -236,7 +273,7 @@ impl Machine for Fake {
 
     fn let_go(&self, unit: &str) -> Result<()> {
         self.operation(&format!("let go {unit}"), || {
-            self.stop(unit);
+            self.host.borrow_mut().going.push(unit.to_owned());
             Ok(())
         })
     }
@@ -320,18 +357,17 @@ impl Machine for Fake {
         Ok(())
     }
 
-    fn listen(&self, unit: &str, _: &[String], at: &[SocketAddr], _: &[&str]) -> Result<Process> {
+    fn listen(
+        &self,
+        unit: &str,
+        _: &[String],
+        at: &[SocketAddr],
+        takes_turns: &[&str],
+    ) -> Result<Process> {
         self.operation(&format!("listen {unit}"), || {
             let ports: Vec<u16> = at.iter().map(SocketAddr::port).collect();
-            let mut host = self.host.borrow_mut();
-            let taken = host
-                .active
-                .iter()
-                .find(|(name, held)| *name != unit && held.iter().any(|port| ports.contains(port)));
-            if let Some((name, _)) = taken {
-                return Err(SysError::new(unit, format!("{name} holds the port")));
-            }
-            host.active.insert(unit.into(), ports);
+            self.take(unit, &ports, |going| takes_turns.contains(&going))?;
+            self.host.borrow_mut().active.insert(unit.into(), ports);
             Ok(this_process())
         })
     }
