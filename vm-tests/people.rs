@@ -216,6 +216,11 @@ fn changes_are_undone_in_their_order() {
     assert!(refused.stderr.contains("undo what came after it first"), "{refused:?}");
     machine.exec("harden rollback -y").code(0);
     assert_state(&machine, &Want::service(22));
+    // Also where the later one only has settings.
+    machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
+    machine.apply().code(0);
+    unchanged(&machine, || machine.exec(&earlier).code(1));
+    machine.exec("harden rollback -y").code(0);
     machine.exec(&earlier).code(0);
     assert_state(&machine, &Want::socket(22));
 }

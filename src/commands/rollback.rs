@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use harden::error::{Error, Refusal, exit};
 use harden::observe::{Ahead, Observed};
-use harden::plan::{Earlier, Plan, undo};
+use harden::plan::{Change, Earlier, Plan, undo};
 use harden::spec::Safety;
 use harden::sys::{Files, Image};
 use harden::transaction::decision::{self, Verdict};
@@ -102,6 +102,9 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
     Ok(ended(id, None, outcome))
 }
 
+/// How the changes of unit files and links begin.
+const UNITS: &str = "file:/etc/systemd/";
+
 /// A transaction that was applied and stands.
 struct ToUndo {
     id: String,
@@ -175,5 +178,19 @@ fn plan_undo(
         present.insert(path.clone(), files.image(path)?);
     }
     let earlier = Earlier { id, before, images: &images, written: &written };
-    Ok(undo(earlier, observed, &present)?)
+    let plan = undo(earlier, observed, &present)?;
+    let is_unit = |change: &&Change| change.concern == "listeners" || change.id.starts_with(UNITS);
+    if let Some(change) = plan.changes.iter().filter(|_| !is_last).find(is_unit) {
+        // What came after it goes back to these units, and could not then.
+        return Err(Refusal::new(
+            "moved-on",
+            format!(
+                "undoing transaction {id} would change {}, and later changes build on it",
+                change.target
+            ),
+            "undo what came after it first: `harden rollback` undoes the last change",
+        )
+        .into());
+    }
+    Ok(plan)
 }

@@ -18,17 +18,17 @@ pub(super) fn arrange(
     files: Vec<Step>,
     units: &Transition,
 ) -> (Vec<Step>, Vec<Step>) {
-    let (in_the_way, others) = leftovers(expect, units);
+    let held = held(observed);
+    let (in_the_way, on_the_old_port, others) = leftovers(expect, units, &held);
     let Some(take) = &units.take else {
         let mut steps = files;
         steps.extend(units.settle.iter().cloned());
         if !steps.is_empty() || !units.leftovers.is_empty() {
             steps.push(await_listeners());
-            steps.extend(others);
+            steps.extend(on_the_old_port.into_iter().chain(others));
         }
         return (Vec::new(), steps);
     };
-    let held = held(observed);
     let free: Vec<SocketAddr> =
         expect.endpoints.iter().copied().filter(|at| !on_port_of(at, &held)).collect();
     // Nothing of the new listener can be tried beside the old one.
@@ -44,6 +44,8 @@ pub(super) fn arrange(
     }
     trial.extend(in_the_way);
     trial.push(listen(Role::Trial, if swap { expect.endpoints.clone() } else { free }, swap));
+    // The trial listens meanwhile.
+    steps.extend(on_the_old_port);
     if apart {
         steps.push(listen(Role::Rescue, held, false));
     }
@@ -79,20 +81,30 @@ fn on_port_of(at: &SocketAddr, others: &[SocketAddr]) -> bool {
     others.iter().any(|other| other.port() == at.port())
 }
 
-/// Leftover sshds: those that hold a wanted port end before the trial, the others at the end.
-fn leftovers(expect: &Expectation, units: &Transition) -> (Vec<Step>, Vec<Step>) {
+/// Leftover sshds: those that hold a wanted port end before the trial, those on the units' present port
+/// before the rescue, the others at the end.
+fn leftovers(
+    expect: &Expectation,
+    units: &Transition,
+    held: &[SocketAddr],
+) -> (Vec<Step>, Vec<Step>, Vec<Step>) {
     let ports: BTreeSet<u16> = expect.endpoints.iter().map(SocketAddr::port).collect();
-    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let (mut before, mut old, mut after) = (Vec::new(), Vec::new(), Vec::new());
     for (process, endpoints) in &units.leftovers {
         let step = Step {
             op: Op::End(process.clone()),
             why: "This sshd is no part of ssh.service any more and has the old configuration."
                 .to_owned(),
         };
-        let blocks = endpoints.iter().any(|held| ports.contains(&held.port()));
-        if blocks { before.push(step) } else { after.push(step) }
+        if endpoints.iter().any(|held| ports.contains(&held.port())) {
+            before.push(step);
+        } else if endpoints.iter().any(|at| on_port_of(at, held)) {
+            old.push(step);
+        } else {
+            after.push(step);
+        }
     }
-    (before, after)
+    (before, old, after)
 }
 
 fn listen(role: Role, endpoints: Vec<SocketAddr>, swap: bool) -> Step {

@@ -199,7 +199,10 @@ pub fn status(out: &mut dyn Write, open: Option<&OpenTransaction>) -> io::Result
     };
     writeln!(out, "transaction {BOLD}{}{BOLD:#}: {}", open.id, open.state)?;
     if let Some(deadline) = &open.deadline {
-        writeln!(out, "  taken back at {deadline} unless it is confirmed")?;
+        let waits = open.state == "waiting";
+        let how =
+            if waits { "unless it is confirmed" } else { "at the latest, where it is not done" };
+        writeln!(out, "  taken back at {deadline} {how}")?;
     }
     if let Some(command) = &open.confirm {
         writeln!(out, "  to confirm: {command}")?;

@@ -27,6 +27,9 @@ pub struct Process {
     /// Arguments.
     #[serde(default)]
     pub args: Vec<String>,
+    /// The process that it is a child of.
+    #[serde(default)]
+    pub parent: u32,
 }
 
 impl Process {
@@ -37,6 +40,7 @@ impl Process {
         let (head, fields) = stat.rsplit_once(')')?;
         let name = head.split_once('(')?.1.to_owned();
         let start = fields.split_whitespace().nth(19)?.parse().ok()?;
+        let parent = fields.split_whitespace().nth(1)?.parse().ok()?;
         let program = fs::read_link(format!("/proc/{pid}/exe"))
             .ok()
             .and_then(|exe| Some(exe.file_name()?.to_str()?.to_owned()))
@@ -51,7 +55,7 @@ impl Process {
             .filter(|arg| !arg.is_empty())
             .map(|arg| String::from_utf8_lossy(arg).into_owned())
             .collect();
-        Some(Self { pid, start, name, program, unit, args })
+        Some(Self { pid, start, name, program, unit, args, parent })
     }
 
     /// This process and those that it descends from, up to the first one that cannot be read.
@@ -61,7 +65,7 @@ impl Process {
         while pid > 0
             && let Some(process) = Self::read(pid)
         {
-            pid = parent_of(pid).unwrap_or_default();
+            pid = process.parent;
             line.push(process);
         }
         line
@@ -111,12 +115,6 @@ impl Process {
         }
         Ok(())
     }
-}
-
-/// Field 4 of proc_pid_stat(5).
-fn parent_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// The processes that hold each of the given socket inodes.

@@ -1,5 +1,6 @@
 //! Units that harden makes for itself: they are in no file, and end with the boot.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Result;
@@ -17,6 +18,23 @@ const SILENCE: Duration = Duration::from_secs(10);
 const STOP: Duration = Duration::from_secs(240);
 /// How soon one that died is started again: `DefaultRestartSec=`.
 const AGAIN: Duration = Duration::from_millis(100);
+/// How soon one is that is started again for ever.
+const PATIENTLY: Duration = Duration::from_secs(1);
+
+/// An sshd of harden's own, in a transient unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnSshd {
+    /// The unit.
+    pub unit: String,
+    /// sshd's arguments.
+    pub args: Vec<String>,
+    /// Where it is to listen.
+    pub at: Vec<SocketAddr>,
+    /// Units that it takes a port from, or gives it to: of these, a stop comes before a start.
+    pub takes_turns: Vec<String>,
+    /// It is the only way in: systemd starts it again until it listens, however long that takes.
+    pub keeps_trying: bool,
+}
 
 fn text(text: &str) -> Value {
     Value::Text(text.to_owned())
@@ -40,27 +58,30 @@ fn service(description: &str, command: &[String]) -> Vec<Property> {
 ///
 /// Its sessions outlive it, as ssh.service's do, and stopping it leaves sshd's privilege
 /// separation folder where it is. Where it dies or does not come up, systemd tries again, a few
-/// times (`DefaultStartLimitBurst=`). Of two units with an order, a stop comes before a start,
-/// whichever way round they are ordered (systemd.unit(5), Before=): so a port can go from one of
-/// `takes_turns` to it and back within systemd, as in a restart.
-pub fn start_sshd(
-    systemd: &Systemd,
-    unit: &str,
-    command: &[String],
-    takes_turns: &[&str],
-) -> Result<String> {
+/// times (`DefaultStartLimitBurst=`), or for ever, more slowly, where it has to. Of two units with an
+/// order, a stop comes before a start, whichever way round they are ordered (systemd.unit(5), Before=): so
+/// a port can go from a unit that it takes turns with to it and back within systemd, as in a restart.
+pub fn start_sshd(systemd: &Systemd, sshd: &OwnSshd, command: &[String]) -> Result<String> {
     let mut properties = service("harden: an sshd that carries listeners over", command);
+    let mut before = sshd.takes_turns.clone();
+    before.push("shutdown.target".to_owned());
+    if sshd.keeps_trying {
+        properties.push(("StartLimitIntervalUSec", usec(Duration::ZERO)));
+    }
     properties.extend([
         ("Type", text("exec")),
         ("Restart", text("on-failure")),
-        ("RestartUSec", usec(AGAIN)),
+        ("RestartUSec", usec(if sshd.keeps_trying { PATIENTLY } else { AGAIN })),
         ("KillMode", text("process")),
         ("RuntimeDirectory", Value::Texts(vec!["sshd".to_owned()])),
         ("RuntimeDirectoryMode", Value::Mode(0o755)),
         ("RuntimeDirectoryPreserve", text("yes")),
-        ("Before", Value::Texts(takes_turns.iter().map(|&unit| unit.to_owned()).collect())),
+        // By default a service comes after basic.target, and that after ssh.socket: a cycle.
+        ("DefaultDependencies", Value::Flag(false)),
+        ("Conflicts", Value::Texts(vec!["shutdown.target".to_owned()])),
+        ("Before", Value::Texts(before)),
     ]);
-    systemd.start_transient(unit, &properties, None, START)
+    systemd.start_transient(&sshd.unit, &properties, None, START)
 }
 
 /// Starts a service that is started again at once whenever it dies before its work is done, is frozen,

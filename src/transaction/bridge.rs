@@ -12,6 +12,7 @@ use crate::plan::{Bridge, Role};
 use crate::sshd::options;
 use crate::sys::Result;
 use crate::sys::process::Process;
+use crate::sys::transient::OwnSshd;
 
 /// Where it listens is said on the command line, and no process id is left in a file.
 const REPLACED: [&str; 4] = ["Port", "ListenAddress", "AddressFamily", "PidFile"];
@@ -28,15 +29,30 @@ pub(super) fn folder(id: &str) -> PathBuf {
 
 /// Starts a bridge, or finds it running.
 pub(super) fn listen(run: &Run, bridge: &Bridge) -> Result<Process> {
-    let args = args(run, bridge)?;
+    run.machine.listen(&sshd(run, bridge)?)
+}
+
+/// Starts a rescue that is the only way in: it is tried again for ever where it does not come up.
+pub(super) fn listen_at_last(run: &Run, bridge: &Bridge) -> Result<Process> {
+    // One that has given up would be taken for one that runs.
+    silence(run, bridge.role)?;
+    run.machine.listen(&OwnSshd { keeps_trying: true, ..sshd(run, bridge)? })
+}
+
+fn sshd(run: &Run, bridge: &Bridge) -> Result<OwnSshd> {
     // Only the trial takes a port from a unit, or gives it one. A rescue must not wait for any.
     let units = match bridge.role {
         Role::Trial => vec![&run.before.service, &run.before.socket],
         Role::Rescue => Vec::new(),
     };
-    let units: Vec<&str> =
-        units.into_iter().filter(|unit| unit.exists()).map(|unit| unit.name.as_str()).collect();
-    run.machine.listen(&unit(&run.id, bridge.role), &args, &bridge.endpoints, &units)
+    let units = units.into_iter().filter(|unit| unit.exists());
+    Ok(OwnSshd {
+        unit: unit(&run.id, bridge.role),
+        args: args(run, bridge)?,
+        at: bridge.endpoints.clone(),
+        takes_turns: units.map(|unit| unit.name.clone()).collect(),
+        keeps_trying: false,
+    })
 }
 
 /// Ends a bridge where it runs.

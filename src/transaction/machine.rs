@@ -13,8 +13,9 @@ use crate::plan::Expectation;
 use crate::sys::process::Process;
 use crate::sys::service::StopRequest;
 use crate::sys::systemd::Systemd;
+use crate::sys::transient::{self, OwnSshd};
 use crate::sys::units::Unit;
-use crate::sys::{Command, Files, Result, SysError, boot_id, sockets, transient};
+use crate::sys::{Command, Files, Result, SysError, boot_id, sockets};
 use crate::verify::{self, Fault, logins};
 
 /// systemd, files and proof, as the executor uses them.
@@ -53,16 +54,9 @@ pub trait Machine {
     fn log_in(&self, asked: logins::Asked) -> JoinHandle<logins::Answer>;
     /// Makes sure that a program runs.
     fn runs(&self, program: &Path) -> Result<()>;
-    /// Starts an sshd of harden's own with some arguments, as a transient unit, or finds it
-    /// running; it holds all the endpoints when this returns. It waits until those of the units in
-    /// `takes_turns` that stop have stopped, and they wait until it has.
-    fn listen(
-        &self,
-        unit: &str,
-        args: &[String],
-        at: &[SocketAddr],
-        takes_turns: &[&str],
-    ) -> Result<Process>;
+    /// Starts an sshd of harden's own, or finds it running; it holds all its endpoints when this
+    /// returns.
+    fn listen(&self, sshd: &OwnSshd) -> Result<Process>;
     /// Ends such an sshd where it runs; its sessions live on.
     fn silence(&self, unit: &str) -> Result<()>;
     /// Arms a timer that runs a command after some time, whatever becomes of this process.
@@ -249,6 +243,12 @@ impl Machine for RealMachine {
     }
 
     fn end(&self, process: &Process) -> Result<()> {
+        let unit = self.unit(&process.unit)?;
+        if unit.main_pid == process.pid && !unit.is_active() {
+            // systemd 257 does not survive that.
+            let lost = format!("systemd has lost track of {}, whose main process it is", unit.name);
+            return Err(SysError::new(format!("cannot end pid {}", process.pid), lost));
+        }
         process.end()
     }
 
@@ -313,22 +313,21 @@ impl Machine for RealMachine {
         logins::begin(&self.files, asked)
     }
 
-    fn listen(
-        &self,
-        unit: &str,
-        args: &[String],
-        at: &[SocketAddr],
-        takes_turns: &[&str],
-    ) -> Result<Process> {
+    fn listen(&self, sshd: &OwnSshd) -> Result<Process> {
+        let OwnSshd { unit, at, .. } = sshd;
         let what = format!("{unit} does not listen");
         if !self.unit(unit)?.is_active() {
-            let sshd = observe::sshd_program().ok_or_else(|| SysError::new(&what, "no sshd"))?;
-            let mut command = vec![sshd.display().to_string()];
-            command.extend(args.iter().cloned());
-            let start =
-                |systemd: &Systemd| transient::start_sshd(systemd, unit, &command, takes_turns);
-            let result = self.with(start)?;
-            tracing::debug!("start {unit}: {result}");
+            let program = observe::sshd_program().ok_or_else(|| SysError::new(&what, "no sshd"))?;
+            let mut command = vec![program.display().to_string()];
+            command.extend(sshd.args.iter().cloned());
+            let started = self.with(|systemd| transient::start_sshd(systemd, sshd, &command));
+            if let Err(error) = &started
+                && error.is_silence()
+            {
+                // A start that waits would come at a time when nobody wants it any more.
+                self.silence(unit)?;
+            }
+            tracing::debug!("start {unit}: {}", started?);
         }
         let deadline = Instant::now() + LISTENERS;
         loop {
@@ -353,7 +352,8 @@ impl Machine for RealMachine {
     }
 
     fn silence(&self, unit: &str) -> Result<()> {
-        if self.unit(unit)?.active == "inactive" {
+        // One that does not run may still be about to start.
+        if !self.unit(unit)?.exists() {
             return Ok(());
         }
         self.job("StopUnit", unit, JOB)

@@ -184,7 +184,11 @@ fn listen_where_nobody_does(run: &mut Run) -> std::result::Result<(), Error> {
     let now = held(&run.machine.observe()?);
     let endpoints: Vec<_> = held(&run.before).into_iter().filter(|at| !now.contains(at)).collect();
     if !endpoints.is_empty() {
-        bridge::listen(run, &Bridge { role: Role::Rescue, endpoints })?;
+        let rescue = Bridge { role: Role::Rescue, endpoints };
+        if let Err(error) = bridge::listen_at_last(run, &rescue) {
+            run.note("a rescue listener with the old configuration waits for the old port");
+            return Err(error.into());
+        }
         run.note("a rescue listener with the old configuration holds the old port");
     }
     Ok(())

@@ -27,6 +27,9 @@ pub(super) fn leftovers(
     let mut found: Vec<(Process, Vec<SocketAddr>)> = Vec::new();
     for listener in observed.listeners.iter().filter(|listener| listener.ssh) {
         match &listener.owner {
+            Owner::Process(process) if process.pid == observed.service.main_pid => {
+                return Err(lost(observed, process));
+            }
             Owner::Process(process) if process.unit == observed.service.name => {
                 match found.iter_mut().find(|(other, _)| other == process) {
                     Some((_, endpoints)) => endpoints.extend(listener.serves()),
@@ -51,6 +54,20 @@ pub(super) fn leftovers(
         }
     }
     Ok(found)
+}
+
+/// systemd 257 forgets that a service runs and remembers its main process. When that ends, whoever ends it,
+/// systemd stops at an assertion (service.c, `service_sigchld_event`), and the whole host with it.
+fn lost(observed: &Observed, process: &Process) -> Refusal {
+    let name = &observed.service.name;
+    Refusal::new(
+        "lost-sshd",
+        format!(
+            "systemd has lost track of {name}: it is {}, and its sshd (pid {}) runs on",
+            observed.service.active, process.pid
+        ),
+        "if that sshd ends, systemd may crash; do not kill it. Reboot, then apply again",
+    )
 }
 
 fn other_sshd(listener: &Listener, process: &Process) -> Refusal {

@@ -18,6 +18,7 @@ use crate::sshd::{ConfigFile, ConfigTree, Effective};
 use crate::sys::fault;
 use crate::sys::files::Meta;
 use crate::sys::process::Process;
+use crate::sys::transient::OwnSshd;
 use crate::sys::units::Unit;
 use crate::sys::{Files, Image, Result, SysError};
 use crate::verify::{self, Fault, logins};
@@ -357,16 +358,11 @@ impl Machine for Fake {
         Ok(())
     }
 
-    fn listen(
-        &self,
-        unit: &str,
-        _: &[String],
-        at: &[SocketAddr],
-        takes_turns: &[&str],
-    ) -> Result<Process> {
+    fn listen(&self, sshd: &OwnSshd) -> Result<Process> {
+        let OwnSshd { unit, at, takes_turns, .. } = sshd;
         self.operation(&format!("listen {unit}"), || {
             let ports: Vec<u16> = at.iter().map(SocketAddr::port).collect();
-            self.take(unit, &ports, |going| takes_turns.contains(&going))?;
+            self.take(unit, &ports, |going| takes_turns.iter().any(|unit| unit == going))?;
             self.host.borrow_mut().active.insert(unit.into(), ports);
             Ok(this_process())
         })
