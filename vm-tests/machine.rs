@@ -29,7 +29,7 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    fn tree(self) -> PathBuf {
+    pub(crate) fn tree(self) -> PathBuf {
         let name = match self {
             Self::Bullseye => "bullseye",
             Self::Bookworm => "bookworm",

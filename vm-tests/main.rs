@@ -13,10 +13,12 @@
 mod bench;
 mod campaign;
 mod contract;
+mod differential;
 mod dirty;
 mod durability;
 mod faults;
 mod gap;
+mod handover;
 mod login;
 mod machine;
 mod moves;

@@ -6,11 +6,13 @@ use super::listening::Listening;
 use crate::error::Refusal;
 use crate::observe::Observed;
 use crate::plan::{FileChange, Part};
-use crate::spec::{Setting, Spec};
+use crate::spec::Spec;
 use crate::sshd::keywords::{Repeats, repeats, same};
-use crate::sshd::syntax::{Directive, parse_line};
-use crate::sshd::tree::{Line, pattern_reads};
-use crate::sshd::{ConfigFile, ConfigTree};
+use crate::sshd::reading::{Problem, Reading};
+use crate::sshd::release::Release;
+use crate::sshd::syntax::{Directive, parse_line, quote_arg};
+use crate::sshd::tree::pattern_reads;
+use crate::sshd::{ConfigFile, ConfigTree, Effective};
 use crate::sys::files::Meta;
 
 /// The drop-in: it sorts before cloud-init's 50- and nearly everything else.
@@ -74,7 +76,7 @@ pub(crate) fn rewrite(
     }
     // The new lines come before the old ones go: in between, sshd would serve both ports.
     files.sort_by_key(|file| file.path != Path::new(DROP_IN));
-    refuse_defeated(spec, &candidate)?;
+    refuse_defeated(spec, &candidate, &observed.release)?;
     let warnings = dropped_warnings(&observed.config, &keywords);
     Ok(Rewritten { part: Part { files, warnings }, candidate })
 }
@@ -285,31 +287,88 @@ fn reason(file: &ConfigFile, placed: Placed, aside: &[(String, usize)]) -> Strin
 
 /// Match blocks win over everything outside them, for the connections that they match: one that says
 /// something else than the spec would defeat it there.
-fn refuse_defeated(spec: &Spec, tree: &ConfigTree) -> Result<(), Refusal> {
-    let says_so = |line: &Line, setting: &Setting| {
-        let wanted = setting.lines.iter().filter_map(|text| {
-            let args = parse_line(&format!("{} {text}", setting.keyword))?.args;
-            Some(args.join(" ").to_ascii_lowercase())
-        });
-        let found = line.directive.args.join(" ").to_ascii_lowercase();
-        wanted.collect::<Vec<_>>() == [found]
+fn refuse_defeated(spec: &Spec, tree: &ConfigTree, release: &Release) -> Result<(), Refusal> {
+    let settings = spec.ssh.settings.iter();
+    let settings = settings.map(|setting| (setting.keyword.as_str(), setting.lines.as_slice()));
+    let Some(defeated) = defeated(settings, tree, release)? else { return Ok(()) };
+    Err(Refusal::new(
+        "shadowed",
+        format!(
+            "`{} {}` would not take effect for the connections of `Match {}`: {} says `{}`, and a \
+             Match block wins",
+            defeated.keyword,
+            defeated.lines.join("; "),
+            defeated.criteria,
+            defeated.place,
+            defeated.says,
+        ),
+        "remove or change that line, or remove the setting from the spec",
+    ))
+}
+
+/// A setting that does not apply to some connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Defeated<'s> {
+    /// Its keyword.
+    pub(crate) keyword: &'s str,
+    /// Its lines.
+    pub(crate) lines: &'s [String],
+    /// Which connections.
+    pub(crate) criteria: String,
+    /// `FILE:LINE` of the line that applies to them.
+    pub(crate) place: String,
+    /// That line.
+    pub(crate) says: String,
+}
+
+/// The first setting that a Match block defeats.
+///
+/// # Errors
+/// A refusal where sshd would not read the configuration at all.
+pub(crate) fn defeated<'s>(
+    settings: impl Iterator<Item = (&'s str, &'s [String])>,
+    tree: &ConfigTree,
+    release: &Release,
+) -> Result<Option<Defeated<'s>>, Refusal> {
+    let unreadable = |problem: Problem| {
+        Refusal::new(
+            "config-invalid",
+            format!("sshd does not accept {}: {}", problem.place, problem.what),
+            "mend that line first: `sshd -t` says whether it is well",
+        )
     };
-    for line in tree.lines() {
-        let Some(criteria) = &line.context else { continue };
-        let setting = spec.ssh.settings.iter().find(|s| same(&s.keyword, &line.directive.keyword));
-        let Some(setting) = setting.filter(|setting| !says_so(&line, setting)) else { continue };
-        let (keyword, value) = (&line.directive.keyword, line.directive.args.join(" "));
-        return Err(Refusal::new(
-            "shadowed",
-            format!(
-                "`{} {}` would not take effect for the connections of `Match {criteria}`: {} says \
-                 `{keyword} {value}`, and a Match block wins",
-                setting.keyword,
-                setting.lines.join("; "),
-                line.place(),
-            ),
-            "remove or change that line, or remove the setting from the spec",
-        ));
+    let reading = Reading::new(tree, release.clone()).map_err(unreadable)?;
+    let blocks = reading.blocks().map_err(unreadable)?;
+    for (keyword, lines) in settings {
+        for (block, chosen) in blocks.follow(keyword) {
+            let mut followed = chosen.followed;
+            if repeats(keyword) == Repeats::OnePerName {
+                // Other names are other settings.
+                let name = |args: &str| args.split_whitespace().next().map(str::to_owned);
+                let ours: Vec<_> = lines.iter().map(|line| name(line)).collect();
+                followed.retain(|place| ours.contains(&name(&place.directive.rest)));
+            }
+            let Some(first) = followed.first() else { continue };
+            let said: String = followed
+                .iter()
+                .map(|place| format!("{keyword} {}\n", quoted(&place.directive.args)))
+                .collect();
+            if Effective::parse(&said).has(keyword, lines) {
+                continue;
+            }
+            let said = first.directive;
+            return Ok(Some(Defeated {
+                keyword,
+                lines,
+                criteria: block.directive.rest.trim().to_owned(),
+                place: first.to_string(),
+                says: format!("{} {}", said.keyword, said.args.join(" ")),
+            }));
+        }
     }
-    Ok(())
+    Ok(None)
+}
+
+fn quoted(args: &[String]) -> String {
+    args.iter().map(|arg| quote_arg(arg)).collect::<Vec<_>>().join(" ")
 }

@@ -1,26 +1,45 @@
 //! sshd itself, asked what a configuration amounts to.
 
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use super::Verdict;
 use crate::sshd::Effective;
+use crate::sshd::release::Release;
 use crate::sys::files::Meta;
 use crate::sys::{self, Command, Files, Image};
 
-/// sshd, asked for its configuration before anybody waits for the answer: it takes the longest of
-/// all that is observed, so it runs beside the rest.
+/// sshd, asked before anybody waits for the answers: that takes the longest of all that is observed, so it
+/// runs beside the rest.
 #[derive(Debug)]
-pub struct Ahead(std::thread::JoinHandle<Verdict>);
+pub struct Ahead {
+    verdict: JoinHandle<Verdict>,
+    release: JoinHandle<Option<Release>>,
+}
 
 impl Ahead {
     /// Asks now.
     pub fn ask() -> Self {
-        Self(std::thread::spawn(|| ask_sshd(None, &[])))
+        let release = std::thread::spawn(ask_release);
+        Self { verdict: std::thread::spawn(|| ask_sshd(None, &[])), release }
     }
 
-    pub(super) fn answer(self) -> Verdict {
-        self.0.join().unwrap_or_else(|_| Verdict::Unseen("sshd gave no answer".into()))
+    /// Which release it is, and what it will say.
+    pub(super) fn apart(self) -> (Release, JoinHandle<Verdict>) {
+        // Where it does not say, the newest is as good a guess as any.
+        (self.release.join().ok().flatten().unwrap_or_default(), self.verdict)
     }
+}
+
+/// What it said.
+pub(super) fn answer(asked: JoinHandle<Verdict>) -> Verdict {
+    asked.join().unwrap_or_else(|_| Verdict::Unseen("sshd gave no answer".into()))
+}
+
+fn ask_release() -> Option<Release> {
+    // Before 9.3 `-V` is no option, and the answer is the usage, which begins with the release.
+    let said = Command::new(&sshd_program()?).arg("-V").run().ok()?;
+    Release::parse(&said.stderr)
 }
 
 /// sshd by fixed path, never by `PATH`.

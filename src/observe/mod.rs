@@ -11,8 +11,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use ask::{Ahead, ask_sshd, sshd_program};
-pub use read::{check_clients, check_host, connect, no_bus, observe};
+pub use read::{check_clients, check_host, config_tree, connect, no_bus, observe};
 
+use crate::sshd::release::Release;
 use crate::sshd::{ConfigFile, ConfigTree, Effective, options};
 use crate::sys::process::Process;
 use crate::sys::units::Unit;
@@ -34,6 +35,8 @@ pub struct Observed {
     pub os: String,
     /// Whether the kernel has IPv6.
     pub ipv6: bool,
+    /// The release of sshd.
+    pub release: Release,
     /// sshd's configuration files.
     pub config: ConfigTree,
     /// What sshd makes of them.
@@ -195,7 +198,10 @@ impl Observed {
             // In socket mode sshd comes and goes with the connections.
             let on_demand = self.socket.is_active() && now.socket.is_active();
             let comes_and_goes = matches!(is.active.as_str(), "active" | "inactive");
+            // Nobody can make a unit fail that did not run: it is as good as never started.
+            let rests = |unit: &Unit| matches!(unit.active.as_str(), "failed" | "inactive");
             let same_run = was.active == is.active
+                || (rests(was) && rests(is))
                 || (on_demand && was.name == self.service.name && comes_and_goes);
             if was.load != is.load || was.file != is.file || !same_run {
                 moved.push(format!("{} was {}, is {}", was.name, was.summary(), is.summary()));
@@ -241,17 +247,18 @@ impl Observed {
     fn sockets(&self, without_orphans: bool) -> BTreeMap<SocketAddr, String> {
         let orphan =
             |listener: &&Listener| matches!(listener.owner, Owner::Process(_)) && without_orphans;
-        self.listeners
-            .iter()
-            .filter(|listener| listener.ssh && !orphan(listener))
-            .flat_map(|listener| {
-                let holder = match &listener.owner {
-                    Owner::Process(process) => process.name.clone(),
-                    other => other.to_string(),
-                };
-                listener.serves().into_iter().map(move |at| (at, holder.clone()))
-            })
-            .collect()
+        let mut holders: BTreeMap<SocketAddr, String> = BTreeMap::new();
+        for listener in self.listeners.iter().filter(|listener| listener.ssh && !orphan(listener)) {
+            let holder = match &listener.owner {
+                Owner::Process(process) => process.name.clone(),
+                other => other.to_string(),
+            };
+            for at in listener.serves() {
+                let all = holders.entry(at).or_default();
+                *all = if all.is_empty() { holder.clone() } else { format!("{all}, {holder}") };
+            }
+        }
+        holders
     }
 }
 

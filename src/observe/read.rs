@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::ask::{Ahead, ask_sshd, sshd_program};
+use super::ask::{Ahead, answer, ask_sshd, sshd_program};
 use super::{
     CommandLine, Listener, MAIN_CONFIG, NOT_TO_BE_RUN, Observed, Owner, UNIT_FOLDER, Verdict,
 };
 use crate::error::{Error, Refusal};
-use crate::sshd::syntax::parse_line;
+use crate::sshd::release::Release;
 use crate::sshd::tree::absolute;
-use crate::sshd::{ConfigFile, ConfigTree, options};
+use crate::sshd::{ConfigFile, ConfigTree, options, syntax};
 use crate::sys::process::Process;
 use crate::sys::sockets::{self, Socket};
 use crate::sys::systemd::Systemd;
@@ -27,12 +27,13 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let (service, socket) = units(systemd)?;
     let listeners = listeners(systemd, &service, &socket)?;
     let mut unseen = Vec::new();
-    let config = config_tree(files, &mut unseen);
+    let (release, asked) = ahead.apart();
+    let config = config_tree(files, &release, &mut unseen);
     let command_line = command_line(files, &service);
     let unit_files = unit_files(files, [&service, &socket]);
     // Options on sshd's command line are rare; where there are some, it is asked again.
     let effective = match command_line.settings().as_slice() {
-        [] => ahead.answer(),
+        [] => answer(asked),
         settings => ask_sshd(None, settings),
     };
     if let Verdict::Unseen(why) = &effective {
@@ -50,6 +51,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         missing_folders: missing_folders(files, &config, &socket),
         not_to_be_run: files.exists(Path::new(NOT_TO_BE_RUN)),
         links: links(files, &unit_files, [&service, &socket]),
+        release,
         config,
         effective,
         command_line,
@@ -136,7 +138,8 @@ fn units(systemd: &Systemd) -> Result<(Unit, Unit), Error> {
     .into())
 }
 
-fn config_tree(files: &Files, unseen: &mut Vec<String>) -> ConfigTree {
+/// Reads every file that a release of sshd would read, and says what could not be read.
+pub fn config_tree(files: &Files, release: &Release, unseen: &mut Vec<String>) -> ConfigTree {
     let mut tree = ConfigTree { main: MAIN_CONFIG.into(), ..ConfigTree::default() };
     let mut waiting = std::collections::VecDeque::from([tree.main.clone()]);
     while let Some(path) = waiting.pop_front() {
@@ -144,8 +147,9 @@ fn config_tree(files: &Files, unseen: &mut Vec<String>) -> ConfigTree {
             continue;
         }
         let Some(file) = read_config(files, &path, unseen) else { continue };
-        for directive in file.text.lines().filter_map(parse_line).filter(|line| line.is("Include"))
-        {
+        let directives = syntax::lines(&file.text, release)
+            .filter_map(|(_, line)| syntax::read_line(&line, release).ok().flatten());
+        for directive in directives.filter(|line| line.is("Include")) {
             for pattern in directive.args {
                 let pattern = absolute(&pattern);
                 let found = files.glob(&pattern);
@@ -309,7 +313,29 @@ fn listeners(systemd: &Systemd, service: &Unit, socket: &Unit) -> Result<Vec<Lis
             }
         }
     }
-    Ok(sockets.into_iter().map(|socket| listener(&socket, service, &holders)).collect())
+    let of = |socket: &Socket| {
+        let orphans = orphans(socket, service).into_iter();
+        [listener(socket, service, &holders)].into_iter().chain(orphans).collect::<Vec<_>>()
+    };
+    Ok(sockets.iter().flat_map(of).collect())
+}
+
+/// Every sshd that shares a socket unit's descriptor and that systemd has lost track of: it would go on
+/// listening when the unit is stopped. A child that was forked for a connection is none.
+fn orphans(socket: &Socket, service: &Unit) -> Vec<Listener> {
+    let shared = socket.holders.iter().any(|holder| holder.pid == 1);
+    let lost = |holder: &&Process| {
+        !is_main(holder, service) && holder.parent == 1 && holder.unit == service.name
+    };
+    let lost = socket.holders.iter().filter(|_| shared).filter(lost);
+    let listener = |sshd: &Process| Listener {
+        address: socket.address,
+        port: socket.port,
+        v6only: socket.v6only,
+        owner: Owner::Process(sshd.clone()),
+        ssh: true,
+    };
+    lost.filter(|holder| is_sshd(holder)).map(listener).collect()
 }
 
 /// Decides who holds a socket, and whether sshd answers on it.
@@ -325,7 +351,7 @@ fn listener(socket: &Socket, service: &Unit, socket_units: &[Unit]) -> Listener 
             Some(unit) => (Owner::Unit(unit.name.clone()), true),
             None => (Owner::Process(systemd.clone()), socket.holders.iter().any(is_sshd)),
         }
-    } else if socket.holders.iter().any(|holder| holder.pid == service.main_pid) {
+    } else if socket.holders.iter().any(|holder| is_main(holder, service)) {
         (Owner::Unit(service.name.clone()), true)
     } else {
         match socket.holders.iter().find(|holder| is_sshd(holder)) {
@@ -334,6 +360,11 @@ fn listener(socket: &Socket, service: &Unit, socket_units: &[Unit]) -> Listener 
         }
     };
     Listener { address: socket.address, port: socket.port, v6only: socket.v6only, owner, ssh }
+}
+
+/// systemd may remember the main process of a unit of which it has forgotten that it runs.
+fn is_main(process: &Process, service: &Unit) -> bool {
+    process.pid == service.main_pid && !matches!(service.active.as_str(), "inactive" | "failed")
 }
 
 fn is_sshd(process: &Process) -> bool {

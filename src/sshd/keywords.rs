@@ -1,5 +1,6 @@
 //! What sshd_config(5) keywords do when they stand more than once, and how lists are written.
 
+use super::release::Release;
 use super::syntax::quote_arg;
 
 /// How several lines of one keyword combine.
@@ -43,6 +44,177 @@ const COMMA_LISTS: [&str; 11] = [
     "fingerprinthash",
     "pubkeyauthoptions",
 ];
+
+/// Keywords that may not stand in a Match block (servconf.c, `SSHCFG_GLOBAL`).
+const GLOBAL: [&str; 53] = [
+    "addressfamily",
+    "afstokenpassing",
+    "checkmail",
+    "ciphers",
+    "compression",
+    "debianbanner",
+    "dsaauthentication",
+    "fingerprinthash",
+    "gssapicleanupcredentials",
+    "gssapidelegatecredentials",
+    "gssapikexalgorithms",
+    "gssapikeyexchange",
+    "gssapistorecredentialsonrekey",
+    "gssapistrictacceptorcheck",
+    "hostcertificate",
+    "hostdsakey",
+    "hostkey",
+    "hostkeyagent",
+    "hostkeyalgorithms",
+    "ignoreuserknownhosts",
+    "keepalive",
+    "kerberosgetafstoken",
+    "kerberosorlocalpasswd",
+    "kerberostgtpassing",
+    "kerberosticketcleanup",
+    "kexalgorithms",
+    "keyregenerationinterval",
+    "listenaddress",
+    "logingracetime",
+    "macs",
+    "maxstartups",
+    "modulifile",
+    "permituserenvironment",
+    "persourcemaxstartups",
+    "persourcenetblocksize",
+    "persourcepenalties",
+    "persourcepenaltyexemptlist",
+    "pidfile",
+    "port",
+    "printlastlog",
+    "printmotd",
+    "protocol",
+    "securitykeyprovider",
+    "serverkeybits",
+    "sshdauthpath",
+    "sshdsessionpath",
+    "strictmodes",
+    "syslogfacility",
+    "tcpkeepalive",
+    "usedns",
+    "usepam",
+    "versionaddendum",
+    "xauthlocation",
+];
+
+/// Keywords that sshd reads and forgets.
+const FORGOTTEN: [&str; 15] = [
+    "afstokenpassing",
+    "authorizedkeysfile2",
+    "checkmail",
+    "kerberostgtpassing",
+    "keyregenerationinterval",
+    "pamauthenticationviakbdint",
+    "protocol",
+    "reversemappingcheck",
+    "rhostsauthentication",
+    "rhostsrsaauthentication",
+    "rsaauthentication",
+    "serverkeybits",
+    "uselogin",
+    "useprivilegeseparation",
+    "verifyreversemapping",
+];
+
+/// Which of several lines of a keyword a release of sshd follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follows {
+    /// The first.
+    First,
+    /// The first with any arguments at all.
+    FirstThatSays,
+    /// The last.
+    Last,
+    /// All of them.
+    All,
+    /// The first for each name.
+    EachName,
+    /// The first, and for what it leaves open the first that says it (`RekeyLimit`).
+    FirstForEachArgument,
+    /// The last, and for what it leaves open the last that says it (`MaxStartups` before 10.1).
+    LastForEachArgument,
+    /// The first, but `none` wherever it stands (`UnusedConnectionTimeout`).
+    FirstOrNone,
+    /// The last, up to the first `AuthorizedKeysCommand` (`AuthorizedPrincipalsCommand`, 8.7 to 9.3).
+    LastBeforeKeysCommand,
+    /// None.
+    Nothing,
+}
+
+/// Which lines of a keyword sshd follows, within one context.
+pub fn follows(keyword: &str, release: &Release) -> Follows {
+    let before = |major, minor| !release.is_at_least(major, minor);
+    let keyword = keyword.to_ascii_lowercase();
+    match keyword.as_str() {
+        _ if FORGOTTEN.contains(&keyword.as_str()) => Follows::Nothing,
+        "skeyauthentication" if before(8, 7) => Follows::Nothing,
+        "fingerprinthash" => Follows::Last,
+        "streamlocalbindmask" if before(10, 6) => Follows::Last,
+        "ipqos" if before(10, 3) => Follows::Last,
+        "persourcemaxstartups" if before(9, 5) => Follows::Last,
+        "maxstartups" if before(10, 1) => Follows::LastForEachArgument,
+        "persourcenetblocksize" if before(10, 1) => Follows::Last,
+        "authorizedprincipalscommand" if !before(8, 7) && before(9, 4) => {
+            Follows::LastBeforeKeysCommand
+        }
+        "rekeylimit" => Follows::FirstForEachArgument,
+        "unusedconnectiontimeout" => Follows::FirstOrNone,
+        "persourcepenalties" => Follows::All,
+        "authorizedkeysfile"
+        | "setenv"
+        | "logverbose"
+        | "channeltimeout"
+        | "permitopen"
+        | "permitlisten"
+        | "authenticationmethods"
+        | "revokedkeys" => Follows::FirstThatSays,
+        _ => match repeats(&keyword) {
+            Repeats::FirstWins => Follows::First,
+            Repeats::Accumulates => Follows::All,
+            Repeats::OnePerName => Follows::EachName,
+        },
+    }
+}
+
+/// Whether a keyword may stand in a Match block.
+pub fn may_be_matched(keyword: &str, release: &Release) -> bool {
+    let keyword = keyword.to_ascii_lowercase();
+    match keyword.as_str() {
+        "subsystem" => release.is_at_least(9, 5),
+        "challengeresponseauthentication" | "skeyauthentication" => release.is_at_least(8, 7),
+        "uselogin"
+        | "useprivilegeseparation"
+        | "verifyreversemapping"
+        | "reversemappingcheck"
+        | "rhostsauthentication"
+        | "pamauthenticationviakbdint" => false,
+        _ => !GLOBAL.contains(&keyword.as_str()),
+    }
+}
+
+/// Whether a keyword that stands in a Match block does anything there: a release may read it and forget
+/// it.
+pub fn counts_in_match(keyword: &str, release: &Release) -> bool {
+    match keyword.to_ascii_lowercase().as_str() {
+        "setenv" => release.is_at_least(8, 7),
+        "pamservicename" => false,
+        _ => true,
+    }
+}
+
+/// The name under which a release keeps a keyword: what was renamed later is a keyword of its own before.
+pub fn kept_as(keyword: &str, release: &Release) -> String {
+    let lower = keyword.to_ascii_lowercase();
+    match lower.as_str() {
+        "challengeresponseauthentication" if !release.is_at_least(8, 7) => lower,
+        _ => canonical(&lower),
+    }
+}
 
 /// How lines of `keyword` combine.
 pub fn repeats(keyword: &str) -> Repeats {

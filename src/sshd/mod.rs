@@ -2,9 +2,12 @@
 //!
 //! Pure: everything here works on text that others have read.
 
+pub mod criteria;
 pub mod effective;
 pub mod keywords;
 pub mod options;
+pub mod reading;
+pub mod release;
 pub mod syntax;
 pub mod tree;
 

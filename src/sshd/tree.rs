@@ -10,7 +10,7 @@ use super::syntax::{Directive, parse_line, quote_arg};
 use crate::sys::files::Meta;
 
 /// sshd stops at this depth of Include (servconf.c, `SERVCONF_MAX_DEPTH`).
-const MAX_DEPTH: usize = 16;
+pub(super) const MAX_DEPTH: usize = 16;
 
 /// One configuration file as it was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,7 +109,7 @@ impl ConfigTree {
         }
     }
 
-    fn included_by(&self, pattern: &str) -> &[PathBuf] {
+    pub(super) fn included_by(&self, pattern: &str) -> &[PathBuf] {
         self.includes.get(&absolute(pattern)).map_or(&[], Vec::as_slice)
     }
 }
@@ -148,7 +148,7 @@ impl ConfigTree {
 
 /// Relative Include patterns are below /etc/ssh (sshd_config(5), Include).
 pub fn absolute(pattern: &str) -> String {
-    if pattern.starts_with('/') { pattern.to_owned() } else { format!("/etc/ssh/{pattern}") }
+    if pattern.starts_with(['/', '~']) { pattern.to_owned() } else { format!("/etc/ssh/{pattern}") }
 }
 
 /// Whether an Include pattern would read a file of this path.

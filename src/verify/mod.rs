@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::concern::sshd_config;
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::plan::Expectation;
@@ -40,7 +41,14 @@ pub fn foreign(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
     let wanted: BTreeSet<SocketAddr> = expect.endpoints.iter().copied().collect();
     let mut faults = Vec::new();
     for listener in observed.listeners.iter().filter(|listener| listener.ssh) {
-        for endpoint in Listener::serves(listener).iter().filter(|at| !wanted.contains(at)) {
+        // An orphan may share its descriptor with the unit that is to have it.
+        let shares = |at: &SocketAddr| {
+            let ours = |other: &&Listener| other.owner == Owner::Unit(expect.owner.clone());
+            matches!(listener.owner, Owner::Process(_))
+                && observed.listeners.iter().filter(ours).any(|other| other.serves().contains(at))
+        };
+        let extra = |at: &&SocketAddr| !wanted.contains(at) || shares(at);
+        for endpoint in Listener::serves(listener).iter().filter(extra) {
             faults.push(format!("{} still listens for SSH on {endpoint}", listener.owner));
         }
     }
@@ -74,16 +82,26 @@ pub fn state(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
     faults
 }
 
-/// Checks that the spec's values are in effect on the live configuration.
+/// Checks that the spec's values are in effect on the live configuration: as sshd prints them, and in
+/// every Match block that says something of them. Pure but for spellings that only sshd can compare.
 pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
     let Verdict::Valid(effective) = &observed.effective else { return Vec::new() };
     let options = observed.command_line.settings();
-    match validate::values(&expect.settings, effective, None, &options) {
-        Ok(()) => Vec::new(),
-        Err(lost) => vec![format!(
+    if let Err(lost) = validate::values(&expect.settings, effective, None, &options) {
+        return vec![format!(
             "`{} {}` is not in effect: sshd uses `{}`",
             lost.keyword, lost.wanted, lost.actual
+        )];
+    }
+    let settings = expect.settings.iter();
+    let settings = settings.map(|(keyword, lines)| (keyword.as_str(), lines.as_slice()));
+    match sshd_config::defeated(settings, &observed.config, &observed.release) {
+        Ok(None) => Vec::new(),
+        Ok(Some(defeated)) => vec![format!(
+            "`{}` is not in effect for `Match {}`: {} says `{}`",
+            defeated.keyword, defeated.criteria, defeated.place, defeated.says
         )],
+        Err(refusal) => vec![refusal.message],
     }
 }
 

@@ -1,0 +1,576 @@
+//! What sshd will do with its configuration: for every keyword and connection, the lines that it follows
+//! and those that they shadow. Pure.
+//!
+//! sshd reads everything twice (servconf.c): at its start, when no connection is there to match, for
+//! the global values; and for each connection once more, when only what stands in Match blocks that
+//! apply counts, and replaces the global values.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::criteria::{self, Connection, Criterion};
+use super::keywords::{Follows, counts_in_match, follows, kept_as, may_be_matched};
+use super::release::Release;
+use super::syntax::{self, Directive};
+use super::tree::{ConfigTree, MAX_DEPTH};
+
+/// A configuration, read as one release of sshd reads it.
+#[derive(Debug)]
+pub struct Reading<'t> {
+    tree: &'t ConfigTree,
+    release: Release,
+    files: BTreeMap<&'t Path, Vec<Parsed>>,
+}
+
+#[derive(Debug)]
+struct Parsed {
+    number: usize,
+    directive: Directive,
+    /// Of a `Match` line.
+    criteria: Vec<Criterion>,
+}
+
+/// A line that sshd reads, and where it stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'r> {
+    /// The file.
+    pub path: &'r Path,
+    /// Line number, from 1.
+    pub number: usize,
+    /// The line itself.
+    pub directive: &'r Directive,
+    /// The Match line that it stands under.
+    pub block: Option<Block<'r>>,
+}
+
+/// A `Match` line, as often as sshd comes by.
+#[derive(Debug, Clone, Copy)]
+pub struct Block<'r> {
+    /// Which one, in reading order; a file that is included twice has its blocks twice.
+    pub id: usize,
+    /// The file.
+    pub path: &'r Path,
+    /// Line number, from 1.
+    pub number: usize,
+    /// The line itself.
+    pub directive: &'r Directive,
+    /// What has to be met.
+    pub criteria: &'r [Criterion],
+    /// The block in which the file is included.
+    pub within: Option<usize>,
+}
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.number)
+    }
+}
+
+/// Why sshd refuses a configuration, as far as reading it shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// `FILE:LINE`.
+    pub place: String,
+    /// What is wrong there.
+    pub what: String,
+}
+
+/// What sshd follows in one context.
+#[derive(Debug, Default)]
+pub struct Effect<'r> {
+    keywords: BTreeMap<String, Chosen<'r>>,
+}
+
+/// The lines of one keyword.
+#[derive(Debug, Default, Clone)]
+pub struct Chosen<'r> {
+    /// Those that sshd follows, in reading order.
+    pub followed: Vec<Place<'r>>,
+    /// Those that apply too, and that it does not follow.
+    pub shadowed: Vec<Place<'r>>,
+}
+
+impl<'r> Effect<'r> {
+    /// The lines of a keyword, also under an older name.
+    pub fn of(&self, keyword: &str) -> Option<&Chosen<'r>> {
+        self.keywords
+            .get(&keyword.to_ascii_lowercase())
+            .or_else(|| self.keywords.get(&super::keywords::canonical(keyword)))
+    }
+
+    /// Every line that sshd follows.
+    pub fn followed(&self) -> impl Iterator<Item = &Place<'r>> {
+        self.keywords.values().flat_map(|chosen| &chosen.followed)
+    }
+
+    /// A configuration without Include and Match that amounts to the same.
+    pub fn flat(&self) -> String {
+        // In quotes the keyword ends there, whatever follows it.
+        let line =
+            |place: &Place| format!("\"{}\" {}\n", place.directive.keyword, place.directive.rest);
+        // Some releases take no AuthorizedPrincipalsCommand behind this one.
+        let last = |place: &&Place| place.directive.is("AuthorizedKeysCommand");
+        let (last, others): (Vec<_>, Vec<_>) = self.followed().partition(last);
+        others.into_iter().chain(last).map(line).collect()
+    }
+}
+
+/// What stands in Match blocks, whomever they apply to.
+#[derive(Debug)]
+pub struct Blocks<'r> {
+    release: &'r Release,
+    blocks: Vec<Block<'r>>,
+    lines: Vec<Place<'r>>,
+}
+
+impl<'r> Blocks<'r> {
+    /// For each block in which a keyword stands: the lines that sshd follows for connections that meet
+    /// this block and no others, but for those that apply to everybody.
+    pub fn follow(&self, keyword: &str) -> Vec<(Block<'r>, Chosen<'r>)> {
+        let keyword = kept_as(keyword, self.release);
+        if !counts_in_match(&keyword, self.release) {
+            return Vec::new();
+        }
+        let is_it = |place: &&Place| kept_as(&place.directive.keyword, self.release) == keyword;
+        let lines: Vec<Place<'r>> = self.lines.iter().filter(is_it).copied().collect();
+        let stands_in = |block: &&Block| {
+            lines.iter().any(|place| place.block.is_some_and(|other| other.id == block.id))
+        };
+        let chosen = |block: &Block<'r>| {
+            let applies =
+                |place: &&Place| place.block.is_some_and(|other| self.is_met_with(other.id, block));
+            let lines = lines.iter().filter(applies).copied().collect();
+            (*block, choose(follows(&keyword, self.release), lines, &[]))
+        };
+        self.blocks.iter().filter(stands_in).map(chosen).collect()
+    }
+
+    /// Whether a block is met wherever another one is.
+    fn is_met_with(&self, id: usize, block: &Block) -> bool {
+        let Some(other) = self.blocks.get(id) else { return false };
+        let around = |of: &Block, id: usize| {
+            let outer = |of: Option<usize>| of.and_then(|id| self.blocks.get(id)?.within);
+            std::iter::successors(Some(of.id), |id| outer(Some(*id))).any(|other| other == id)
+        };
+        let always = criteria::always(other.criteria, self.release);
+        around(block, id) || (always && other.within.is_none_or(|outer| around(block, outer)))
+    }
+}
+
+/// Whether a block applies.
+#[derive(Clone, Copy)]
+enum Applies<'c> {
+    /// sshd's start: only what asks nothing of a connection.
+    AtStart,
+    /// To a connection.
+    To(&'c Connection),
+    /// To one that meets everything: so every block is come by.
+    ToAll,
+}
+
+/// One of sshd's two passes.
+struct Pass<'r, 'c> {
+    reading: &'r Reading<'r>,
+    applies: Applies<'c>,
+    blocks: Vec<Block<'r>>,
+    lines: Vec<Place<'r>>,
+    problem: Option<Problem>,
+}
+
+impl<'t> Reading<'t> {
+    /// Takes all lines apart.
+    ///
+    /// # Errors
+    /// The first line at which sshd would give up.
+    pub fn new(tree: &'t ConfigTree, release: Release) -> Result<Self, Problem> {
+        let mut files = BTreeMap::new();
+        for file in &tree.files {
+            let mut all = Vec::new();
+            for (number, line) in syntax::lines(&file.text, &release) {
+                let wrong = |what: Cow<str>| Problem {
+                    place: format!("{}:{number}", file.path.display()),
+                    what: what.into_owned(),
+                };
+                let directive = syntax::read_line(&line, &release);
+                let Some(directive) = directive.map_err(|what| wrong(what.into()))? else {
+                    continue;
+                };
+                let criteria = if directive.is("Match") {
+                    criteria::read(&directive, &release).map_err(|what| wrong(what.into()))?
+                } else {
+                    Vec::new()
+                };
+                all.push(Parsed { number, directive, criteria });
+            }
+            files.insert(file.path.as_path(), all);
+        }
+        Ok(Self { tree, release, files })
+    }
+
+    /// What sshd says outside any Match block (`sshd -T`).
+    ///
+    /// # Errors
+    /// A line that sshd does not accept where it stands, or includes that are nested too deeply.
+    pub fn globally(&self) -> Result<Effect<'_>, Problem> {
+        Ok(Effect { keywords: self.pass()?.chosen() })
+    }
+
+    /// What sshd does with a connection (`sshd -T -C`).
+    ///
+    /// # Errors
+    /// As [`Reading::globally`].
+    pub fn for_connection(&self, connection: &Connection) -> Result<Effect<'_>, Problem> {
+        self.matched(Applies::To(connection))
+    }
+
+    /// What stands in Match blocks.
+    ///
+    /// # Errors
+    /// As [`Reading::globally`].
+    pub fn blocks(&self) -> Result<Blocks<'_>, Problem> {
+        self.pass()?;
+        let pass = self.pass_twice(Applies::ToAll)?;
+        Ok(Blocks { release: &self.release, blocks: pass.blocks, lines: pass.lines })
+    }
+
+    /// The release that it is read as.
+    pub fn release(&self) -> &Release {
+        &self.release
+    }
+
+    fn matched(&self, applies: Applies) -> Result<Effect<'_>, Problem> {
+        let mut keywords = self.pass()?.chosen();
+        for (keyword, mut chosen) in self.pass_twice(applies)?.chosen() {
+            if !counts_in_match(&keyword, &self.release) {
+                continue;
+            }
+            let global = keywords.remove(&keyword).unwrap_or_default();
+            match keyword.as_str() {
+                "subsystem" => keep_other_names(&mut chosen, &global),
+                "rekeylimit" => keep_interval(&mut chosen, &global),
+                _ => {}
+            }
+            let elsewhere = global.followed.into_iter().chain(global.shadowed);
+            let counted = |place: &Place| {
+                let same = |other: &Place| other.path == place.path && other.number == place.number;
+                chosen.followed.iter().chain(&chosen.shadowed).any(same)
+            };
+            let shadowed: Vec<Place> = elsewhere.filter(|place| !counted(place)).collect();
+            chosen.shadowed.extend(shadowed);
+            keywords.insert(keyword, chosen);
+        }
+        Ok(Effect { keywords })
+    }
+
+    /// The first pass.
+    fn pass(&self) -> Result<Pass<'_, 'static>, Problem> {
+        let mut pass = Pass::new(self, Applies::AtStart);
+        pass.file(&self.tree.main, &mut true, None, Include::Followed, 0);
+        pass.problem.take().map_or(Ok(pass), Err)
+    }
+
+    /// The second pass: what stands before the first Match of a file says nothing.
+    fn pass_twice<'c>(&self, applies: Applies<'c>) -> Result<Pass<'_, 'c>, Problem> {
+        let mut pass = Pass::new(self, applies);
+        pass.file(&self.tree.main, &mut false, None, Include::BeforeMatch, 0);
+        pass.problem.take().map_or(Ok(pass), Err)
+    }
+}
+
+/// How an included file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Include {
+    /// As if it stood there.
+    Followed,
+    /// It is the second pass, and there was no Match yet.
+    BeforeMatch,
+    /// It stands in a block that does not apply: nothing in it does.
+    Never,
+}
+
+impl<'r, 'c> Pass<'r, 'c> {
+    fn new(reading: &'r Reading<'_>, applies: Applies<'c>) -> Self {
+        Self { reading, applies, blocks: Vec::new(), lines: Vec::new(), problem: None }
+    }
+
+    fn file(
+        &mut self,
+        path: &'r Path,
+        active: &mut bool,
+        outer: Option<Block<'r>>,
+        mut include: Include,
+        depth: usize,
+    ) {
+        let reading = self.reading;
+        let mut block = outer;
+        let Some((path, lines)) = reading.files.get_key_value(path) else { return };
+        for line in lines {
+            let Parsed { number, directive, criteria } = line;
+            let place = Place { path, number: *number, directive, block };
+            if directive.is("Match") {
+                let id = self.blocks.len();
+                let within = outer.map(|block| block.id);
+                let this = Block { id, path, number: *number, directive, criteria, within };
+                *active = include != Include::Never && self.applies_to(&this);
+                if include == Include::BeforeMatch {
+                    include = Include::Followed;
+                }
+                self.blocks.push(this);
+                block = Some(this);
+            } else if directive.is("Include") {
+                self.include(&place, active, include, depth);
+            } else {
+                self.take(place, *active);
+            }
+            if self.problem.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn include(&mut self, place: &Place<'r>, active: &mut bool, include: Include, depth: usize) {
+        let inside = match include {
+            Include::BeforeMatch => Include::BeforeMatch,
+            _ if *active => Include::Followed,
+            _ => Include::Never,
+        };
+        let tree = self.reading.tree;
+        for pattern in &place.directive.args {
+            for path in tree.included_by(pattern) {
+                if depth + 1 > MAX_DEPTH {
+                    self.refuse(place, "includes are nested more than 16 deep");
+                    return;
+                }
+                let mut state = *active;
+                self.file(path, &mut state, place.block, inside, depth + 1);
+            }
+        }
+    }
+
+    fn take(&mut self, place: Place<'r>, active: bool) {
+        let keyword = &place.directive.keyword;
+        if may_be_matched(keyword, &self.reading.release) {
+            if active {
+                self.lines.push(place);
+            }
+        } else if matches!(self.applies, Applies::AtStart) {
+            if active {
+                self.lines.push(place);
+            } else {
+                self.refuse(&place, &format!("`{keyword}` is not allowed within a Match block"));
+            }
+        }
+    }
+
+    fn refuse(&mut self, place: &Place, what: &str) {
+        self.problem = Some(Problem { place: place.to_string(), what: what.to_owned() });
+    }
+
+    fn applies_to(&self, block: &Block) -> bool {
+        let release = &self.reading.release;
+        match self.applies {
+            Applies::AtStart => criteria::are_met(block.criteria, None, release),
+            Applies::To(connection) => criteria::are_met(block.criteria, Some(connection), release),
+            Applies::ToAll => true,
+        }
+    }
+
+    /// The lines of each keyword that are followed, of those that apply.
+    fn chosen(self) -> BTreeMap<String, Chosen<'r>> {
+        let release = &self.reading.release;
+        let mut all: BTreeMap<String, Vec<Place>> = BTreeMap::new();
+        let keys = |place: &&Place| place.directive.is("AuthorizedKeysCommand");
+        let keys_command = self.lines.iter().position(|place| keys(&place));
+        let mut early: Vec<bool> = Vec::new();
+        for (at, place) in self.lines.into_iter().enumerate() {
+            let keyword = kept_as(&place.directive.keyword, release);
+            if keyword == "authorizedprincipalscommand" {
+                early.push(keys_command.is_none_or(|command| at < command));
+            }
+            all.entry(keyword).or_default().push(place);
+        }
+        let choose = |(keyword, places): (String, Vec<Place<'r>>)| {
+            let chosen = choose(follows(&keyword, release), places, &early);
+            (keyword, chosen)
+        };
+        all.into_iter().map(choose).filter(|(_, chosen)| !chosen.followed.is_empty()).collect()
+    }
+}
+
+fn choose<'r>(follows: Follows, places: Vec<Place<'r>>, early: &[bool]) -> Chosen<'r> {
+    let arg = |place: &Place, at: usize| place.directive.args.get(at).cloned();
+    let says = |place: &Place| !place.directive.args.is_empty();
+    let first = |is: &dyn Fn(&Place) -> bool| places.iter().position(is);
+    let followed: Vec<usize> = match follows {
+        Follows::Nothing => Vec::new(),
+        Follows::All => {
+            let all = places.iter().enumerate();
+            all.filter(|(_, place)| says(place)).map(|(at, _)| at).collect()
+        }
+        Follows::First => first(&|_| true).into_iter().collect(),
+        Follows::FirstThatSays => first(&says).into_iter().collect(),
+        Follows::Last => places.len().checked_sub(1).into_iter().collect(),
+        Follows::FirstOrNone => {
+            let none =
+                |place: &Place| arg(place, 0).is_some_and(|a| a.eq_ignore_ascii_case("none"));
+            first(&none).or(first(&|_| true)).into_iter().collect()
+        }
+        Follows::LastForEachArgument => {
+            let rated = |place: &Place| arg(place, 0).is_some_and(|value| value.contains(':'));
+            let rated = places.iter().rposition(rated);
+            let mut both: Vec<usize> =
+                rated.into_iter().chain(places.len().checked_sub(1)).collect();
+            both.dedup();
+            both
+        }
+        Follows::LastBeforeKeysCommand => {
+            early.iter().rposition(|early| *early).into_iter().collect()
+        }
+        Follows::EachName => {
+            let names: Vec<_> = places.iter().map(|place| arg(place, 0)).collect();
+            let is_first =
+                |at: &usize| names.iter().position(|n| Some(n) == names.get(*at)) == Some(*at);
+            (0..places.len()).filter(is_first).collect()
+        }
+        Follows::FirstForEachArgument => {
+            let mut both: Vec<usize> =
+                first(&|_| true).into_iter().chain(first(&has_interval)).collect();
+            both.dedup();
+            both
+        }
+    };
+    let mut chosen = Chosen::default();
+    for (at, place) in places.into_iter().enumerate() {
+        if followed.contains(&at) { &mut chosen.followed } else { &mut chosen.shadowed }
+            .push(place);
+    }
+    chosen
+}
+
+fn has_interval(place: &Place) -> bool {
+    place.directive.args.get(1).is_some_and(|interval| interval != "none")
+}
+
+/// Where a `RekeyLimit` of a Match block says nothing of time, the global one does.
+fn keep_interval<'r>(chosen: &mut Chosen<'r>, global: &Chosen<'r>) {
+    if !chosen.followed.iter().any(has_interval) {
+        chosen.followed.extend(global.followed.iter().filter(|place| has_interval(place)).copied());
+    }
+}
+
+/// A subsystem of a Match block replaces the global one of its name alone.
+fn keep_other_names<'r>(chosen: &mut Chosen<'r>, global: &Chosen<'r>) {
+    let name = |place: &Place| place.directive.args.first().cloned();
+    let names: Vec<_> = chosen.followed.iter().map(name).collect();
+    let others = global.followed.iter().filter(|place| !names.contains(&name(place)));
+    chosen.followed.extend(others.copied());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sshd::tree::tests::tree_of;
+
+    fn release(major: u16, minor: u16) -> Release {
+        Release { major, minor, name: format!("OpenSSH_{major}.{minor}p1") }
+    }
+
+    fn user(name: &str) -> Connection {
+        Connection { user: Some(name.to_owned()), ..Connection::default() }
+    }
+
+    fn places(places: &[Place]) -> Vec<String> {
+        places.iter().map(|place| place.to_string().replace("/etc/ssh/", "")).collect()
+    }
+
+    #[test]
+    fn the_line_that_wins_and_those_that_it_shadows() {
+        let tree = tree_of(&[
+            (
+                "/etc/ssh/sshd_config",
+                "Include sshd_config.d/*.conf\nPasswordAuthentication no\nAllowUsers a\n\
+                 Match User deploy\nAllowUsers deploy\nPasswordAuthentication no\n",
+            ),
+            (
+                "/etc/ssh/sshd_config.d/50-cloud-init.conf",
+                "PasswordAuthentication yes\nMatch User deploy\nPasswordAuthentication yes\n",
+            ),
+        ]);
+        let reading = Reading::new(&tree, release(9, 2)).unwrap();
+        let globally = reading.globally().unwrap();
+        let password = globally.of("passwordauthentication").unwrap();
+        assert_eq!(places(&password.followed), ["sshd_config.d/50-cloud-init.conf:1"]);
+        assert_eq!(places(&password.shadowed), ["sshd_config:2"]);
+        let deploy = reading.for_connection(&user("deploy")).unwrap();
+        let password = deploy.of("PasswordAuthentication").unwrap();
+        assert_eq!(places(&password.followed), ["sshd_config.d/50-cloud-init.conf:3"]);
+        let shadowed = ["sshd_config:6", "sshd_config.d/50-cloud-init.conf:1", "sshd_config:2"];
+        assert_eq!(places(&password.shadowed), shadowed);
+        // A list of a Match block replaces the global one.
+        assert_eq!(places(&deploy.of("AllowUsers").unwrap().followed), ["sshd_config:5"]);
+        let blocks = reading.blocks().unwrap();
+        let password = blocks.follow("PasswordAuthentication");
+        let followed: Vec<_> =
+            password.iter().map(|(_, chosen)| places(&chosen.followed)).collect();
+        assert_eq!(followed, [["sshd_config.d/50-cloud-init.conf:3"], ["sshd_config:6"]]);
+    }
+
+    #[test]
+    fn an_include_in_a_block_that_does_not_apply_says_nothing() {
+        let files = [
+            (
+                "/etc/ssh/sshd_config",
+                "Match User x\nInclude /etc/ssh/inner\nMatch all\nBanner /a\n",
+            ),
+            ("/etc/ssh/inner", "Match User y,x\nMaxSessions 3\n"),
+        ];
+        let tree = tree_of(&files);
+        let reading = Reading::new(&tree, release(10, 0)).unwrap();
+        let of =
+            |name: &str| reading.for_connection(&user(name)).unwrap().of("maxsessions").is_some();
+        assert!(of("x") && !of("y"));
+        assert!(reading.globally().unwrap().of("banner").is_some());
+        let blocks = reading.blocks().unwrap();
+        let (block, chosen) = &blocks.follow("MaxSessions")[0];
+        assert_eq!((block.number, block.within), (1, Some(0)));
+        assert_eq!(places(&chosen.followed), ["inner:2"]);
+    }
+
+    #[test]
+    fn what_sshd_refuses_is_named() {
+        let place = |text: &str| {
+            let tree = tree_of(&[("/etc/ssh/sshd_config", text)]);
+            let reading = Reading::new(&tree, release(9, 2));
+            let problem = reading.and_then(|reading| reading.globally().map(drop));
+            problem.unwrap_err()
+        };
+        let problem = place("Port 22\nMatch User x\nPort 23\n");
+        assert_eq!(problem.place, "/etc/ssh/sshd_config:3");
+        assert!(problem.what.contains("not allowed within a Match block"), "{problem:?}");
+        assert!(place("Include sshd_config\n").what.contains("16 deep"));
+        assert_eq!(place("\nBanner 'x\n").place, "/etc/ssh/sshd_config:2");
+        assert_eq!(place("Match Colour red\n").what, "there is no criterion `Colour`");
+    }
+
+    #[test]
+    fn releases_follow_different_lines() {
+        let value = |major, minor, text: &str, keyword: &str| {
+            let tree = tree_of(&[("/etc/ssh/sshd_config", text)]);
+            let reading = Reading::new(&tree, release(major, minor)).unwrap();
+            let effect = reading.globally().unwrap();
+            let followed = &effect.of(keyword).unwrap().followed;
+            followed.iter().map(|place| place.directive.args.join(" ")).collect::<Vec<_>>()
+        };
+        let ipqos = "IPQoS af21\nIPQoS none\n";
+        assert_eq!(value(9, 2, ipqos, "IPQoS"), ["none"]);
+        assert_eq!(value(10, 3, ipqos, "IPQoS"), ["af21"]);
+        let startups = "MaxStartups 3:50:9\nMaxStartups 5\n";
+        assert_eq!(value(9, 2, startups, "MaxStartups"), ["3:50:9", "5"]);
+        assert_eq!(value(10, 1, startups, "MaxStartups"), ["3:50:9"]);
+        let rekey = "RekeyLimit 1G\nRekeyLimit 2G 1h\nRekeyLimit 3G 2h\n";
+        assert_eq!(value(9, 2, rekey, "RekeyLimit"), ["1G", "2G 1h"]);
+        let timeout = "UnusedConnectionTimeout 5m\nUnusedConnectionTimeout none\n";
+        assert_eq!(value(9, 2, timeout, "UnusedConnectionTimeout"), ["none"]);
+    }
+}
