@@ -34,8 +34,10 @@ pub(super) fn listen(run: &Run, bridge: &Bridge) -> Result<Process> {
 
 /// Starts a rescue that is the only way in: it is tried again for ever where it does not come up.
 pub(super) fn listen_at_last(run: &Run, bridge: &Bridge) -> Result<Process> {
-    // One that has given up would be taken for one that runs.
-    silence(run, bridge.role)?;
+    // One that is about to give up would be in the way of one that does not.
+    if !run.machine.unit(&unit(&run.id, bridge.role))?.is_active() {
+        silence(run, bridge.role)?;
+    }
     run.machine.listen(&OwnSshd { keeps_trying: true, ..sshd(run, bridge)? })
 }
 
