@@ -42,6 +42,11 @@ pub(crate) enum Command {
     /// the new listener is tried with nothing changed on disk; once it is confirmed, the change
     /// becomes permanent.
     Apply(ApplyArgs),
+    /// Prove that the host is still as the spec says, and change nothing
+    ///
+    /// The same proof as after `apply`: listeners and who holds them, units, values in every Match
+    /// block, an SSH key exchange with every address. Exits with 3 where something differs.
+    Verify(VerifyArgs),
     /// Confirm a change, from a new session through the new listener
     Confirm(ConfirmArgs),
     /// Take the open transaction back, or undo an earlier one
@@ -112,6 +117,12 @@ pub(crate) struct PlanArgs {
     /// Exit with 3 where there is something to change
     #[arg(long)]
     pub(crate) exit_code: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The spec, a YAML file
+    pub(crate) spec: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -21,7 +21,7 @@ fn on_spec(command: &str, bytes: &[u8]) -> Output {
 }
 
 /// Spec, place, what is wrong, what was expected.
-const BAD: [(&str, &str, &str, &str); 31] = [
+const BAD: [(&str, &str, &str, &str); 35] = [
     ("version: 1\nssh:\n  prot: 22\n", "3:3", "unknown field `prot`", "expected one of port"),
     ("versoin: 1\n", "1:1", "unknown field `versoin`", "expected one of version"),
     ("version: 1\nssh:\n  port: 0\n", "3:9", "`0` is not a port", "from 1 to 65535"),
@@ -70,6 +70,30 @@ const BAD: [(&str, &str, &str, &str); 31] = [
         "2:16",
         "`ssh.profile` is not supported yet",
         "`none`",
+    ),
+    (
+        "version: 1\nssh:\n  match:\n    - criteria: {Colour: red}\n      settings: {Banner: none}\n",
+        "4:18",
+        "there is no criterion `Colour`",
+        "expected User, Group",
+    ),
+    (
+        "version: 1\nssh:\n  match:\n    - criteria: {User: a}\n      settings: {Ciphers: x}\n",
+        "5:18",
+        "`Ciphers` cannot stand in a Match block",
+        "one value of it for everybody",
+    ),
+    (
+        "version: 1\nssh:\n  match:\n    - criteria: {}\n      settings: {Banner: none}\n",
+        "4:17",
+        "there are no criteria",
+        "expected User, Group",
+    ),
+    (
+        "version: 1\nssh:\n  match:\n    - criteria: {User: a}\n",
+        "4:7",
+        "`settings` is missing",
+        "in this mapping",
     ),
     ("version: 1\nsafety: {admins: [me]}\n", "2:18", "not supported yet", "an empty list"),
     ("version: 1\nsafety: {timeout: 5x}\n", "2:19", "not a length of time", "90s, 5m"),

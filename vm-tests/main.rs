@@ -16,6 +16,7 @@ mod contract;
 mod differential;
 mod dirty;
 mod durability;
+mod effective;
 mod faults;
 mod gap;
 mod handover;

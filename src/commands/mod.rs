@@ -8,6 +8,7 @@ mod plan;
 mod rollback;
 mod status;
 mod terminal;
+mod verify;
 
 use std::io::Write;
 
@@ -22,6 +23,7 @@ pub(crate) use confirm::confirm_command;
 pub(crate) use plan::plan_command;
 pub(crate) use rollback::rollback_command;
 pub(crate) use status::{history_command, status_command};
+pub(crate) use verify::verify_command;
 
 /// Refuses whoever is not root.
 fn need_root(what: &str) -> Result<(), Refusal> {

@@ -46,14 +46,7 @@ fn planned(args: &PlanArgs) -> Result<(Observed, Plan), Error> {
     let bytes = read_input(&files, &args.spec, spec::MAX_SIZE)?;
     let spec = spec::parse(&args.spec.to_string_lossy(), &bytes)?;
     observe::check_host()?;
-    if let Ok(Some((id, _))) = transaction::journal::find_open(&files) {
-        return Err(Refusal::new(
-            "transaction-open",
-            format!("transaction {id} is open, so the host is about to change"),
-            "`harden status` shows it; plan again when it is over",
-        )
-        .into());
-    }
+    refuse_open(&files)?;
     let ahead = Ahead::ask();
     let observed = observe::observe(&files, &observe::connect()?, ahead)?;
     let plan = checked_plan(&files, &spec, &observed)?;
@@ -61,6 +54,18 @@ fn planned(args: &PlanArgs) -> Result<(Observed, Plan), Error> {
         save(&files, out, &args.spec, &SavedPlan::new(&spec, &observed, &plan))?;
     }
     Ok((observed, plan))
+}
+
+/// While a transaction is open the host is not what it will be.
+pub(super) fn refuse_open(files: &Files) -> Result<(), Refusal> {
+    match transaction::journal::find_open(files) {
+        Ok(Some((id, _))) => Err(Refusal::new(
+            "transaction-open",
+            format!("transaction {id} is open, so the host is about to change"),
+            "`harden status` shows it; try again when it is over",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Plans, and lets sshd read the result.

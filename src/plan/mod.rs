@@ -159,6 +159,9 @@ impl Op {
     }
 }
 
+/// Keywords, and the lines of each.
+pub type Values = Vec<(String, Vec<String>)>;
+
 /// What must hold when the transaction is over.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expectation {
@@ -169,7 +172,10 @@ pub struct Expectation {
     /// Units, and whether they must be active and enabled.
     pub units: Vec<UnitExpectation>,
     /// Values that must be in effect.
-    pub settings: Vec<(String, Vec<String>)>,
+    pub settings: Values,
+    /// Values that must be in effect for some: what stands behind `Match`, and the values.
+    #[serde(default)]
+    pub matches: Vec<(String, Values)>,
     /// Keywords that must not stand on sshd's command line, where they would win.
     #[serde(default)]
     pub keywords: Vec<String>,
@@ -244,6 +250,12 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
         owner: listening.owner.clone(),
         units: units.expect.clone(),
         settings: spec.ssh.settings.iter().map(in_effect).collect(),
+        matches: spec
+            .ssh
+            .matches
+            .iter()
+            .map(|block| (block.criteria.clone(), block.settings.iter().map(in_effect).collect()))
+            .collect(),
         keywords: listening
             .keywords()
             .into_iter()

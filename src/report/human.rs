@@ -57,6 +57,33 @@ pub fn plan(out: &mut dyn Write, observed: &Observed, plan: &Plan) -> io::Result
     warnings(out, &plan.warnings)
 }
 
+/// Writes what `harden verify` found.
+///
+/// # Errors
+/// Those of the writer.
+pub fn verified(
+    out: &mut dyn Write,
+    faults: &[String],
+    changes: &[Change],
+    notes: &[String],
+) -> io::Result<()> {
+    if faults.is_empty() && changes.is_empty() {
+        writeln!(out, "{GREEN}as the spec says{GREEN:#}: listeners, units and values are proven")?;
+        return warnings(out, notes);
+    }
+    writeln!(out, "{RED}not as the spec says{RED:#}")?;
+    for fault in faults {
+        writeln!(out, "  - {}", indented(fault, 4).trim_start())?;
+    }
+    if !changes.is_empty() {
+        writeln!(out, "\n{BOLD}harden apply{BOLD:#} would")?;
+        for Change { action, target, .. } in changes {
+            writeln!(out, "  {CYAN}{action}{CYAN:#} {target}")?;
+        }
+    }
+    warnings(out, notes)
+}
+
 /// What the last step of every plan is.
 const PROOF: &str = "prove: listeners, units and values are as planned, or roll back";
 

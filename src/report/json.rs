@@ -64,6 +64,30 @@ impl ApplyReport {
     }
 }
 
+/// `verify --output json`.
+#[derive(Debug, Serialize)]
+pub struct VerifyReport {
+    version: u32,
+    holds: bool,
+    faults: Vec<String>,
+    changes: Vec<Change>,
+    warnings: Vec<String>,
+    error: Option<ErrorReport>,
+}
+
+impl VerifyReport {
+    /// Reports what does not hold, and what an apply would change.
+    pub fn of(faults: Vec<String>, changes: Vec<Change>, warnings: Vec<String>) -> Self {
+        let holds = faults.is_empty() && changes.is_empty();
+        Self { version: VERSION, holds, faults, changes, warnings, error: None }
+    }
+
+    /// Reports that nothing can be said.
+    pub fn failed(error: ErrorReport) -> Self {
+        Self { error: Some(error), holds: false, ..Self::of(Vec::new(), Vec::new(), Vec::new()) }
+    }
+}
+
 /// `status --output json`.
 #[derive(Debug, Serialize)]
 pub struct StatusReport {

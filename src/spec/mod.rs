@@ -56,6 +56,17 @@ pub struct Ssh {
     pub socket: SocketMode,
     /// sshd_config settings, in the order of the spec.
     pub settings: Vec<Setting>,
+    /// Settings for some connections only, in the order of the spec: the first block that applies wins.
+    pub matches: Vec<MatchBlock>,
+}
+
+/// Settings for the connections that meet some criteria.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MatchBlock {
+    /// What stands behind `Match`.
+    pub criteria: String,
+    /// Its settings, in the order of the spec.
+    pub settings: Vec<Setting>,
 }
 
 /// `ssh.socket`: which unit owns the port.

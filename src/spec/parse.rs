@@ -8,11 +8,14 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde_yaml::{Location, Spanned};
 
 use super::schema::{
-    AutoOff, Document, OneOrMany, Profile, SafetySection, Scalar, Settings, Socket, SshSection,
+    AutoOff, Document, MatchSection, OneOrMany, Profile, SafetySection, Scalar, Settings, Socket,
+    SshSection,
 };
-use super::{MAX_SIZE, Safety, Setting, SocketMode, Span, Spec, Ssh};
+use super::{MAX_SIZE, MatchBlock, Safety, Setting, SocketMode, Span, Spec, Ssh};
 use crate::error::SpecError;
-use crate::sshd::keywords;
+use crate::sshd::release::Release;
+use crate::sshd::syntax::{parse_line, quote_arg};
+use crate::sshd::{criteria, keywords};
 
 type Result<T> = std::result::Result<T, SpecError>;
 
@@ -177,9 +180,6 @@ impl Source {
         {
             return Err(self.unsupported(profile, "ssh.profile", "`none`"));
         }
-        if let Some(blocks) = section.matches.as_ref().filter(|blocks| !blocks.value.is_empty()) {
-            return Err(self.unsupported(blocks, "ssh.match", "an empty list"));
-        }
         let ports = section.port.as_ref().map(|value| self.ports(value)).transpose()?;
         let listen = section.listen.as_ref().map(|value| self.addresses(value)).transpose()?;
         let socket = match section.socket.map(|socket| socket.value) {
@@ -188,7 +188,42 @@ impl Source {
             Some(Socket::Keep) | None => SocketMode::Keep,
         };
         let settings = self.settings(section.settings.unwrap_or_default())?;
-        Ok(Ssh { ports, listen, socket, settings })
+        let matches = section.matches.unwrap_or_default();
+        let matches =
+            matches.into_iter().map(|block| self.match_block(block)).collect::<Result<_>>()?;
+        Ok(Ssh { ports, listen, socket, settings, matches })
+    }
+
+    /// A block of `ssh.match`, as a `Match` line and what stands below it.
+    fn match_block(&self, block: MatchSection) -> Result<MatchBlock> {
+        let expected = "expected User, Group, Host, Address, LocalPort";
+        if block.criteria.value.0.is_empty() {
+            return Err(self.at(&block.criteria, "there are no criteria", expected));
+        }
+        if block.settings.value.0.is_empty() {
+            return Err(self.at(&block.settings, "there are no settings", "expected a setting"));
+        }
+        let mut words = Vec::new();
+        for (name, value) in &block.criteria.value.0 {
+            let values = self.scalars(value)?;
+            let list = values.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>().join(",");
+            let criterion = format!("{} {}", name.value, quote_arg(&list));
+            let line = parse_line(&format!("Match {criterion}"));
+            let read = line.ok_or_else(|| "it cannot be read".to_owned());
+            let read = read.and_then(|line| criteria::read(&line, &Release::LATEST));
+            if let Err(why) = read {
+                return Err(self.at(name, &format!("`{criterion}`: {why}"), expected));
+            }
+            words.push(criterion);
+        }
+        for (key, _) in &block.settings.value.0 {
+            if !keywords::may_be_matched(&key.value, &Release::LATEST) {
+                let message = format!("`{}` cannot stand in a Match block", key.value);
+                return Err(self.at(key, &message, "sshd has one value of it for everybody"));
+            }
+        }
+        let settings = self.settings(block.settings.value)?;
+        Ok(MatchBlock { criteria: words.join(" "), settings })
     }
 
     fn ports(&self, value: &Spanned<OneOrMany>) -> Result<Vec<u16>> {

@@ -43,7 +43,7 @@ pub(super) struct SshSection {
     #[serde(default, deserialize_with = "given")]
     pub(super) settings: Option<Settings>,
     #[serde(default, deserialize_with = "given", rename = "match")]
-    pub(super) matches: Option<Spanned<Vec<MatchBlock>>>,
+    pub(super) matches: Option<Vec<MatchSection>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -59,11 +59,9 @@ pub(super) struct SafetySection {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct MatchBlock {
-    #[serde(rename = "criteria")]
-    _criteria: Settings,
-    #[serde(rename = "settings")]
-    _settings: Settings,
+pub(super) struct MatchSection {
+    pub(super) criteria: Spanned<Settings>,
+    pub(super) settings: Spanned<Settings>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

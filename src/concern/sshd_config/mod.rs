@@ -1,22 +1,28 @@
 //! sshd's configuration files: one place for what the spec says, and nothing that defeats it.
 
+mod in_effect;
+
 use std::path::Path;
+
+pub(crate) use in_effect::{Defeated, contested, defeated};
 
 use super::listening::Listening;
 use crate::error::Refusal;
 use crate::observe::Observed;
 use crate::plan::{FileChange, Part};
-use crate::spec::Spec;
+use crate::spec::{MatchBlock, Spec};
 use crate::sshd::keywords::{Repeats, repeats, same};
-use crate::sshd::reading::{Problem, Reading};
-use crate::sshd::release::Release;
-use crate::sshd::syntax::{Directive, parse_line, quote_arg};
+use crate::sshd::syntax::{Directive, parse_line};
 use crate::sshd::tree::pattern_reads;
-use crate::sshd::{ConfigFile, ConfigTree, Effective};
+use crate::sshd::{ConfigFile, ConfigTree};
 use crate::sys::files::Meta;
 
 /// The drop-in: it sorts before cloud-init's 50- and nearly everything else.
 pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-harden.conf";
+
+/// Where Match blocks go when no drop-in is read early enough: at the top of the main file they would take
+/// everything below them in, and a file of their own ends them.
+const MATCH_FILE: &str = "/etc/ssh/harden-match.conf";
 
 const HEADER: &str = "# Written by harden; `harden apply` replaces it. Change the spec instead.\n";
 const BEGIN: &str = "# BEGIN harden: `harden apply` replaces these lines; change the spec instead.";
@@ -46,7 +52,8 @@ pub(crate) fn rewrite(
 
     let mut tree = without_harden(&observed.config);
     let aside = set_aside(&mut tree, &lines, &keywords);
-    let (candidate, placed) = place(&tree, &lines, &keywords);
+    let blocks = match_lines(&spec.ssh.matches);
+    let (candidate, placed) = place(&tree, &lines, &blocks, &keywords);
 
     let mut files = Vec::new();
     for file in &candidate.files {
@@ -75,9 +82,10 @@ pub(crate) fn rewrite(
         });
     }
     // The new lines come before the old ones go: in between, sshd would serve both ports.
-    files.sort_by_key(|file| file.path != Path::new(DROP_IN));
-    refuse_defeated(spec, &candidate, &observed.release)?;
-    let warnings = dropped_warnings(&observed.config, &keywords);
+    files.sort_by_key(|file| !is_own(&file.path));
+    in_effect::refuse_defeated(spec, &candidate, &observed.release)?;
+    let mut warnings = dropped_warnings(&observed.config, &keywords);
+    warnings.extend(dropped_blocks(&observed.config, &spec.ssh.matches));
     Ok(Rewritten { part: Part { files, warnings }, candidate })
 }
 
@@ -89,13 +97,41 @@ pub(crate) fn own_lines(spec: &Spec, listening: &Listening) -> Vec<String> {
     listening.lines().into_iter().chain(settings).collect()
 }
 
-/// The lines that an earlier spec wrote: the drop-in's, or the block's at the top of the main file.
+/// The lines of the spec's Match blocks.
+fn match_lines(blocks: &[MatchBlock]) -> Vec<String> {
+    let lines = |block: &MatchBlock| {
+        let settings = block.settings.iter().flat_map(|setting| {
+            setting.lines.iter().map(move |line| format!("    {} {line}", setting.keyword))
+        });
+        [format!("Match {}", block.criteria)].into_iter().chain(settings).collect::<Vec<_>>()
+    };
+    blocks.iter().flat_map(lines).collect()
+}
+
+/// Whether a file is harden's own.
+fn is_own(path: &Path) -> bool {
+    path == Path::new(DROP_IN) || path == Path::new(MATCH_FILE)
+}
+
+/// The lines that an earlier spec wrote for everybody: the drop-in's, or the block's at the top of the main
+/// file.
 pub(crate) fn earlier_lines(tree: &ConfigTree) -> Vec<Directive> {
     let drop_in = tree.file(Path::new(DROP_IN)).map(|file| file.text.as_str()).unwrap_or_default();
+    let drop_in = drop_in.split("\nMatch ").next().unwrap_or_default();
     let main = tree.file(&tree.main).map(|file| file.text.as_str()).unwrap_or_default();
     let block = main.split_once(BEGIN).and_then(|(_, rest)| Some(rest.split_once(END)?.0));
     let lines = drop_in.lines().chain(block.unwrap_or_default().lines());
-    lines.filter_map(parse_line).collect()
+    lines.filter_map(parse_line).filter(|line| !line.is("Include")).collect()
+}
+
+/// Match blocks that an earlier spec wrote and this one does not.
+fn dropped_blocks(tree: &ConfigTree, blocks: &[MatchBlock]) -> Vec<String> {
+    let own = tree.files.iter().filter(|file| is_own(&file.path));
+    let criteria = own.flat_map(|file| file.text.lines().filter_map(|l| l.strip_prefix("Match ")));
+    criteria
+        .filter(|criteria| !blocks.iter().any(|block| block.criteria == *criteria))
+        .map(|criteria| format!("the spec no longer has a block for `Match {criteria}`"))
+        .collect()
 }
 
 /// Values that an earlier spec set and this one does not: sshd's own come back.
@@ -113,10 +149,11 @@ fn dropped_warnings(tree: &ConfigTree, keywords: &[String]) -> Vec<String> {
 /// The configuration as it would be had harden never written to it.
 pub(crate) fn without_harden(tree: &ConfigTree) -> ConfigTree {
     let mut tree = tree.clone();
-    tree.files.retain(|file| file.path != Path::new(DROP_IN));
+    tree.files.retain(|file| !is_own(&file.path));
     for paths in tree.includes.values_mut() {
-        paths.retain(|path| path != Path::new(DROP_IN));
+        paths.retain(|path| !is_own(path));
     }
+    tree.includes.remove(MATCH_FILE);
     for file in &mut tree.files {
         file.text = without_block(&file.text);
         file.text = map_lines(&file.text, |_, line| {
@@ -188,18 +225,29 @@ enum Placed {
 }
 
 /// Puts the lines into the drop-in if it is read early enough, else at the top of the main file.
-fn place(tree: &ConfigTree, lines: &[String], keywords: &[String]) -> (ConfigTree, Placed) {
-    if lines.is_empty() {
+fn place(
+    tree: &ConfigTree,
+    lines: &[String],
+    blocks: &[String],
+    keywords: &[String],
+) -> (ConfigTree, Placed) {
+    if lines.is_empty() && blocks.is_empty() {
         return (tree.clone(), Placed::Nowhere);
     }
-    let dropped = with_drop_in(tree, lines);
+    let dropped = with_drop_in(tree, lines, blocks);
     if wins(&dropped, keywords) {
         return (dropped, Placed::DropIn);
     }
     let mut blocked = tree.clone();
+    let include = (!blocks.is_empty()).then(|| format!("Include {MATCH_FILE}"));
+    if include.is_some() {
+        blocked.files.push(own_file(MATCH_FILE, blocks));
+        blocked.includes.insert(MATCH_FILE.to_owned(), vec![MATCH_FILE.into()]);
+    }
     let block: String = [BEGIN]
         .into_iter()
         .chain(lines.iter().map(String::as_str))
+        .chain(include.as_deref())
         .chain([END])
         .map(|line| format!("{line}\n"))
         .collect();
@@ -210,16 +258,21 @@ fn place(tree: &ConfigTree, lines: &[String], keywords: &[String]) -> (ConfigTre
     (blocked, Placed::Block)
 }
 
-fn with_drop_in(tree: &ConfigTree, lines: &[String]) -> ConfigTree {
-    let mut tree = tree.clone();
-    let path = Path::new(DROP_IN);
+fn own_file(path: &str, lines: &[String]) -> ConfigFile {
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    tree.files.push(ConfigFile {
-        path: path.to_owned(),
-        real: path.to_owned(),
+    ConfigFile {
+        path: path.into(),
+        real: path.into(),
         text: format!("{HEADER}{text}"),
         meta: Meta::root(0o644),
-    });
+    }
+}
+
+fn with_drop_in(tree: &ConfigTree, lines: &[String], blocks: &[String]) -> ConfigTree {
+    let mut tree = tree.clone();
+    let path = Path::new(DROP_IN);
+    let all: Vec<String> = lines.iter().chain(blocks).cloned().collect();
+    tree.files.push(own_file(DROP_IN, &all));
     for (pattern, paths) in &mut tree.includes {
         if pattern_reads(pattern, path) {
             paths.push(path.to_owned());
@@ -232,13 +285,15 @@ fn with_drop_in(tree: &ConfigTree, lines: &[String]) -> ConfigTree {
 /// Whether the drop-in is read, outside any Match, and before every other line of its keywords.
 fn wins(tree: &ConfigTree, keywords: &[String]) -> bool {
     let lines = tree.lines();
-    keywords.iter().all(|keyword| {
-        lines
-            .iter()
-            .filter(|line| line.context.is_none())
-            .find(|line| same(&line.directive.keyword, keyword))
-            .is_some_and(|line| line.path == Path::new(DROP_IN))
-    })
+    let is_read = lines.iter().any(|line| line.path == Path::new(DROP_IN));
+    is_read
+        && keywords.iter().all(|keyword| {
+            lines
+                .iter()
+                .filter(|line| line.context.is_none())
+                .find(|line| same(&line.directive.keyword, keyword))
+                .is_some_and(|line| line.path == Path::new(DROP_IN))
+        })
 }
 
 fn refuse_lossy(file: &ConfigFile) -> Result<(), Refusal> {
@@ -254,6 +309,10 @@ fn refuse_lossy(file: &ConfigFile) -> Result<(), Refusal> {
 
 fn reason(file: &ConfigFile, placed: Placed, aside: &[(String, usize)]) -> String {
     let path = file.path.to_string_lossy();
+    if file.path == Path::new(MATCH_FILE) {
+        return "The first Match block that applies wins, and these are read before the others."
+            .to_owned();
+    }
     if file.path == Path::new(DROP_IN) {
         return "sshd takes the first value that it reads, and this file is read before the \
                 others."
@@ -283,92 +342,4 @@ fn reason(file: &ConfigFile, placed: Placed, aside: &[(String, usize)]) -> Strin
     } else {
         reasons.join(" ")
     }
-}
-
-/// Match blocks win over everything outside them, for the connections that they match: one that says
-/// something else than the spec would defeat it there.
-fn refuse_defeated(spec: &Spec, tree: &ConfigTree, release: &Release) -> Result<(), Refusal> {
-    let settings = spec.ssh.settings.iter();
-    let settings = settings.map(|setting| (setting.keyword.as_str(), setting.lines.as_slice()));
-    let Some(defeated) = defeated(settings, tree, release)? else { return Ok(()) };
-    Err(Refusal::new(
-        "shadowed",
-        format!(
-            "`{} {}` would not take effect for the connections of `Match {}`: {} says `{}`, and a \
-             Match block wins",
-            defeated.keyword,
-            defeated.lines.join("; "),
-            defeated.criteria,
-            defeated.place,
-            defeated.says,
-        ),
-        "remove or change that line, or remove the setting from the spec",
-    ))
-}
-
-/// A setting that does not apply to some connections.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Defeated<'s> {
-    /// Its keyword.
-    pub(crate) keyword: &'s str,
-    /// Its lines.
-    pub(crate) lines: &'s [String],
-    /// Which connections.
-    pub(crate) criteria: String,
-    /// `FILE:LINE` of the line that applies to them.
-    pub(crate) place: String,
-    /// That line.
-    pub(crate) says: String,
-}
-
-/// The first setting that a Match block defeats.
-///
-/// # Errors
-/// A refusal where sshd would not read the configuration at all.
-pub(crate) fn defeated<'s>(
-    settings: impl Iterator<Item = (&'s str, &'s [String])>,
-    tree: &ConfigTree,
-    release: &Release,
-) -> Result<Option<Defeated<'s>>, Refusal> {
-    let unreadable = |problem: Problem| {
-        Refusal::new(
-            "config-invalid",
-            format!("sshd does not accept {}: {}", problem.place, problem.what),
-            "mend that line first: `sshd -t` says whether it is well",
-        )
-    };
-    let reading = Reading::new(tree, release.clone()).map_err(unreadable)?;
-    let blocks = reading.blocks().map_err(unreadable)?;
-    for (keyword, lines) in settings {
-        for (block, chosen) in blocks.follow(keyword) {
-            let mut followed = chosen.followed;
-            if repeats(keyword) == Repeats::OnePerName {
-                // Other names are other settings.
-                let name = |args: &str| args.split_whitespace().next().map(str::to_owned);
-                let ours: Vec<_> = lines.iter().map(|line| name(line)).collect();
-                followed.retain(|place| ours.contains(&name(&place.directive.rest)));
-            }
-            let Some(first) = followed.first() else { continue };
-            let said: String = followed
-                .iter()
-                .map(|place| format!("{keyword} {}\n", quoted(&place.directive.args)))
-                .collect();
-            if Effective::parse(&said).has(keyword, lines) {
-                continue;
-            }
-            let said = first.directive;
-            return Ok(Some(Defeated {
-                keyword,
-                lines,
-                criteria: block.directive.rest.trim().to_owned(),
-                place: first.to_string(),
-                says: format!("{} {}", said.keyword, said.args.join(" ")),
-            }));
-        }
-    }
-    Ok(None)
-}
-
-fn quoted(args: &[String]) -> String {
-    args.iter().map(|arg| quote_arg(arg)).collect::<Vec<_>>().join(" ")
 }

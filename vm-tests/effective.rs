@@ -1,0 +1,135 @@
+//! What is in effect, for whom, and which line says so: `harden verify`, and lines of others that win.
+
+use crate::machine::{Machine, Ran, Suite};
+use crate::on_debian;
+use crate::operator::socket_system;
+use crate::state::{Want, assert_state, unchanged};
+
+on_debian!(a_host_is_verified, blocks_apply_to_those_they_name);
+
+/// The text of an answer without its line breaks.
+fn said(ran: &Ran) -> String {
+    let text = format!("{} {}", ran.stdout, ran.stderr);
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+const SPEC: &str =
+    "version: 1\nssh: {port: 2222, socket: disabled, settings: {PasswordAuthentication: no}}\n";
+
+const BLOCKS: &str = "version: 1\nssh:\n  settings: {AllowTcpForwarding: no}\n  match:\n\
+    \x20   - {criteria: {User: [deploy, \"b*\"], Address: 192.0.2.0/24}, settings: {AllowTcpForwarding: local}}\n\
+    \x20   - {criteria: {Group: sudo}, settings: {MaxSessions: 3, AllowTcpForwarding: remote}}\n";
+
+mod cases {
+    use super::*;
+
+    pub(super) fn a_host_is_verified(suite: Suite) {
+        let machine = socket_system(suite);
+        machine.spec(SPEC);
+        let verify =
+            |code| unchanged(&machine, || machine.exec("harden verify spec.yaml").code(code));
+        let before = said(&verify(3));
+        for part in ["not as the spec says", "nothing listens on 0.0.0.0:2222", "create /etc/ssh"] {
+            assert!(before.contains(part), "{part}: {before}");
+        }
+        machine.apply().code(0);
+        assert!(
+            said(&verify(0)).contains("as the spec says: listeners, units and values are proven")
+        );
+
+        // A file that is read first.
+        let first = "/etc/ssh/sshd_config.d/00-a.conf";
+        machine.root().write(first, "PasswordAuthentication yes\n");
+        let drift = said(&verify(3));
+        assert!(drift.contains("`PasswordAuthentication no` is not in effect"), "{drift}");
+        machine.root().remove(first);
+
+        // A block for some.
+        let block = "/etc/ssh/sshd_config.d/90-match.conf";
+        machine.root().write(block, "Match User deploy\n\tpasswordauthentication \"yes\"\n");
+        machine.sh("systemctl restart ssh.service");
+        let drift = said(&verify(3));
+        assert!(drift.contains("90-match.conf:2 says `passwordauthentication yes`"), "{drift}");
+        // One that says the same as the spec does no harm.
+        machine.root().write(block, "Match User deploy\nPasswordAuthentication NO\n");
+        machine.sh("systemctl restart ssh.service");
+        verify(0);
+
+        machine.sh("systemctl stop ssh.service");
+        let drift = said(&verify(3));
+        assert!(drift.contains("ssh.service is inactive"), "{drift}");
+        machine.sh("systemctl start ssh.service");
+        assert_state(&machine, &Want::service(2222));
+    }
+
+    pub(super) fn blocks_apply_to_those_they_name(suite: Suite) {
+        let machine = Machine::boot(suite, |root| {
+            root.append("/etc/ssh/sshd_config", "Match User eve\nMaxSessions 9\n");
+        });
+        let is = |who: &str, value: &str| {
+            let effective = machine.sh(&format!("sshd -T -C {who}")).to_ascii_lowercase();
+            assert!(effective.contains(&format!("\n{value}\n")), "{who}: {value}: {effective}");
+        };
+        machine.spec(BLOCKS);
+        machine.apply().code(0);
+        is("user=deploy,host=x,addr=192.0.2.9", "allowtcpforwarding local");
+        is("user=deploy,host=x,addr=192.0.2.9", "maxsessions 3");
+        is("user=deploy,host=x,addr=10.0.0.1", "allowtcpforwarding remote");
+        is("user=root,host=x,addr=192.0.2.9", "allowtcpforwarding no");
+        is("user=eve,host=x,addr=192.0.2.9", "maxsessions 9");
+        machine.exec("harden verify spec.yaml").code(0);
+        unchanged(&machine, || machine.apply().code(0));
+
+        // Where no drop-in is read, they stand in a file of their own, and take nothing else in.
+        machine.exec("harden rollback -y").code(0);
+        machine.sh("sed -i '/^Include/d' /etc/ssh/sshd_config; systemctl restart ssh.service");
+        machine.apply().code(0);
+        is("user=deploy,host=x,addr=192.0.2.9", "allowtcpforwarding local");
+        is("user=root,host=x,addr=192.0.2.9", "allowtcpforwarding no");
+        unchanged(&machine, || machine.apply().code(0));
+        machine.spec("version: 1\nssh: {settings: {AllowTcpForwarding: no}}\n");
+        let warned = machine.apply().code(0);
+        assert!(
+            said(&warned).contains("no longer has a block for `Match Group sudo`"),
+            "{warned:?}"
+        );
+        is("user=deploy,host=x,addr=192.0.2.9", "allowtcpforwarding no");
+        assert_state(&machine, &Want::service(22));
+    }
+}
+
+/// cloud-init's drop-in and others that sort early give way.
+#[test]
+fn drop_ins_of_others_give_way() {
+    for (name, text) in [
+        ("50-cloud-init.conf", "PasswordAuthentication yes\n"),
+        ("50-redhat.conf", "PasswordAuthentication yes\nX11Forwarding yes\n"),
+        ("01-mine.conf", "Match all\n\nMatch Host *.example.org\n\tX11Forwarding no\n"),
+    ] {
+        let machine = Machine::boot(Suite::Trixie, |root| {
+            root.write(&format!("/etc/ssh/sshd_config.d/{name}"), text);
+        });
+        machine
+            .spec("version: 1\nssh: {settings: {PasswordAuthentication: no, X11Forwarding: no}}\n");
+        machine.apply().code(0);
+        let effective = machine.sh("sshd -T -C user=deploy,host=a.example.org,addr=192.0.2.1");
+        let effective = effective.to_ascii_lowercase();
+        assert!(effective.contains("passwordauthentication no\n"), "{name}: {effective}");
+        assert!(effective.contains("x11forwarding no\n"), "{name}: {effective}");
+        machine.exec("harden verify spec.yaml").code(0);
+    }
+}
+
+/// A `Match all` looks as if it said nothing of anybody in particular, and wins over everything.
+#[test]
+fn a_block_for_all_is_named() {
+    let machine = Machine::boot(Suite::Bookworm, |root| {
+        root.append("/etc/ssh/sshd_config", "Match all\nMaxAuthTries 9\n");
+    });
+    machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
+    let refused = unchanged(&machine, || machine.apply().code(1));
+    assert!(
+        said(&refused).contains("says `MaxAuthTries 9`, and a Match block wins"),
+        "{refused:?}"
+    );
+}
