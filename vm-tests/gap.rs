@@ -74,8 +74,9 @@ impl Watch {
     /// Connects from outside to each of the ports in turn.
     fn prober(machine: &Machine, ports: &'static [u16]) -> Self {
         Self::start(&machine.client_net(), move || {
-            // Below systemd's limit for activations (systemd.socket(5), TriggerLimitBurst=).
-            std::thread::sleep(Duration::from_millis(20));
+            // Below systemd's limit for activations (systemd.socket(5), TriggerLimitBurst=), also where those
+            // that have waited are counted with the others.
+            std::thread::sleep(Duration::from_millis(40));
             ports.iter().any(|port| {
                 let at = SocketAddr::new(V4.parse().unwrap(), *port);
                 TcpStream::connect_timeout(&at, Duration::from_secs(1)).is_ok()

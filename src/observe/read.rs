@@ -313,11 +313,23 @@ fn listeners(systemd: &Systemd, service: &Unit, socket: &Unit) -> Result<Vec<Lis
             }
         }
     }
-    let of = |socket: &Socket| {
-        let orphans = orphans(socket, service).into_iter();
-        [listener(socket, service, &holders)].into_iter().chain(orphans).collect::<Vec<_>>()
+    let all = |service: &Unit| -> Vec<Listener> {
+        let of = |socket: &Socket| {
+            let orphans = orphans(socket, service).into_iter();
+            [listener(socket, service, &holders)].into_iter().chain(orphans).collect::<Vec<_>>()
+        };
+        sockets.iter().flat_map(of).collect()
     };
-    Ok(sockets.iter().flat_map(of).collect())
+    let found = all(service);
+    let lost = |listener: &Listener| match &listener.owner {
+        Owner::Process(process) => process.unit == service.name,
+        _ => false,
+    };
+    if found.iter().any(lost) {
+        // Or a connection has started it since systemd was asked.
+        return Ok(all(&Unit::read(systemd, &service.name)?));
+    }
+    Ok(found)
 }
 
 /// Every sshd that shares a socket unit's descriptor and that systemd has lost track of: it would go on

@@ -215,7 +215,10 @@ impl Machine for RealMachine {
         if self.unit(unit)?.active == "inactive" {
             return Ok(());
         }
-        self.enqueue("StopUnit", unit)
+        match self.enqueue("StopUnit", unit) {
+            Err(_) if !self.unit(unit)?.exists() => Ok(()),
+            other => other,
+        }
     }
 
     fn unit(&self, name: &str) -> Result<Unit> {
@@ -356,7 +359,11 @@ impl Machine for RealMachine {
         if !self.unit(unit)?.exists() {
             return Ok(());
         }
-        self.job("StopUnit", unit, JOB)
+        match self.job("StopUnit", unit, JOB) {
+            // It has gone of itself in between.
+            Err(_) if !self.unit(unit)?.exists() => Ok(()),
+            other => other,
+        }
     }
 
     fn arm(&self, name: &str, command: &[String], after: Duration) -> Result<()> {
