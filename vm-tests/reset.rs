@@ -51,7 +51,8 @@ impl Ground {
         std::thread::sleep(at);
         self.vm.reset();
         // What was cut off before it began, the next harden clears up.
-        self.vm.sh("sleep 1; harden status | grep -q trial && ! ls /usr/local/lib/systemd \
+        self.vm.sh("sleep 1; harden status | grep -q trial && ! ls \
+                    /usr/local/lib/systemd/system/sysinit.target.wants/harden-recovery* \
                     2>/dev/null && harden rollback; true");
         wait_for_the_end(&self.vm);
         let id = self.id();
