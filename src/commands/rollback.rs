@@ -1,10 +1,11 @@
 //! `harden rollback`: takes the open transaction back, or undoes one that was applied.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use harden::error::{Error, Refusal, exit};
-use harden::observe::{Ahead, Observed};
-use harden::plan::{Change, Earlier, Plan, undo};
+use harden::observe::{Ahead, Observed, UNIT_FOLDER};
+use harden::plan::{Earlier, Plan, undo};
 use harden::spec::Safety;
 use harden::sys::{Files, Image};
 use harden::transaction::decision::{self, Verdict};
@@ -102,9 +103,6 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
     Ok(ended(id, None, outcome))
 }
 
-/// How the changes of unit files and links begin.
-const UNITS: &str = "file:/etc/systemd/";
-
 /// A transaction that was applied and stands.
 struct ToUndo {
     id: String,
@@ -179,15 +177,17 @@ fn plan_undo(
     }
     let earlier = Earlier { id, before, images: &images, written: &written };
     let plan = undo(earlier, observed, &present)?;
-    let is_unit = |change: &&Change| change.concern == "listeners" || change.id.starts_with(UNITS);
-    if let Some(change) = plan.changes.iter().filter(|_| !is_last).find(is_unit) {
+    let is_unit = |path: &Path| path.starts_with(UNIT_FOLDER);
+    let unit = images.iter().find(|(path, image)| {
+        is_unit(path) && !present.get(path).is_some_and(|now| now.is_like(image))
+    });
+    let listener = plan.changes.iter().find(|change| change.concern == "listeners");
+    let unit = unit.map(|(path, _)| path.display().to_string());
+    if let Some(what) = unit.or(listener.map(|change| change.target.clone())).filter(|_| !is_last) {
         // What came after it goes back to these units, and could not then.
         return Err(Refusal::new(
             "moved-on",
-            format!(
-                "undoing transaction {id} would change {}, and later changes build on it",
-                change.target
-            ),
+            format!("undoing transaction {id} would change {what}, and later changes build on it"),
             "undo what came after it first: `harden rollback` undoes the last change",
         )
         .into());

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::concern;
 use crate::error::Refusal;
 use crate::observe::Observed;
-use crate::spec::{Setting, Spec};
+use crate::spec::{Spec, Values};
 use crate::sshd::ConfigTree;
 use crate::sys::Image;
 use crate::sys::process::Process;
@@ -159,9 +159,6 @@ impl Op {
     }
 }
 
-/// Keywords, and the lines of each.
-pub type Values = Vec<(String, Vec<String>)>;
-
 /// What must hold when the transaction is over.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expectation {
@@ -249,13 +246,8 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
         endpoints: listening.endpoints.clone(),
         owner: listening.owner.clone(),
         units: units.expect.clone(),
-        settings: spec.ssh.settings.iter().map(in_effect).collect(),
-        matches: spec
-            .ssh
-            .matches
-            .iter()
-            .map(|block| (block.criteria.clone(), block.settings.iter().map(in_effect).collect()))
-            .collect(),
+        settings: spec.ssh.values(),
+        matches: spec.ssh.blocks(),
         keywords: listening
             .keywords()
             .into_iter()
@@ -273,10 +265,6 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
         candidate: config.candidate,
         options: options.words,
     })
-}
-
-fn in_effect(setting: &Setting) -> (String, Vec<String>) {
-    (setting.keyword.clone(), setting.lines.clone())
 }
 
 fn unseen(observed: &Observed) -> Vec<String> {

@@ -60,6 +60,26 @@ pub struct Ssh {
     pub matches: Vec<MatchBlock>,
 }
 
+/// Keywords, and the lines of each.
+pub type Values = Vec<(String, Vec<String>)>;
+
+fn values(settings: &[Setting]) -> Values {
+    settings.iter().map(|setting| (setting.keyword.clone(), setting.lines.clone())).collect()
+}
+
+impl Ssh {
+    /// What is set for everybody.
+    pub fn values(&self) -> Values {
+        values(&self.settings)
+    }
+
+    /// What is set for some: what stands behind `Match`, and the values.
+    pub fn blocks(&self) -> Vec<(String, Values)> {
+        let block = |block: &MatchBlock| (block.criteria.clone(), values(&block.settings));
+        self.matches.iter().map(block).collect()
+    }
+}
+
 /// Settings for the connections that meet some criteria.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MatchBlock {

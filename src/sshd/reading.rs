@@ -134,6 +134,11 @@ impl<'r> Blocks<'r> {
         }
         let is_it = |place: &&Place| kept_as(&place.directive.keyword, self.release) == keyword;
         let lines: Vec<Place<'r>> = self.lines.iter().filter(is_it).copied().collect();
+        // Where a keyword yields to another one, all of its lines may count for somebody.
+        let follows = match follows(&keyword, self.release) {
+            Follows::LastBeforeKeysCommand => Follows::Last,
+            follows => follows,
+        };
         let stands_in = |block: &&Block| {
             lines.iter().any(|place| place.block.is_some_and(|other| other.id == block.id))
         };
@@ -141,7 +146,7 @@ impl<'r> Blocks<'r> {
             let applies =
                 |place: &&Place| place.block.is_some_and(|other| self.is_met_with(other.id, block));
             let lines = lines.iter().filter(applies).copied().collect();
-            (*block, choose(follows(&keyword, self.release), lines, &[]))
+            (*block, choose(follows, lines, &[]))
         };
         self.blocks.iter().filter(stands_in).map(chosen).collect()
     }
@@ -266,14 +271,14 @@ impl<'t> Reading<'t> {
     /// The first pass.
     fn pass(&self) -> Result<Pass<'_, 'static>, Problem> {
         let mut pass = Pass::new(self, Applies::AtStart);
-        pass.file(&self.tree.main, &mut true, None, Include::Followed, 0);
+        pass.file(&self.tree.main, true, None, Include::Followed, 0);
         pass.problem.take().map_or(Ok(pass), Err)
     }
 
     /// The second pass: what stands before the first Match of a file says nothing.
     fn pass_twice<'c>(&self, applies: Applies<'c>) -> Result<Pass<'_, 'c>, Problem> {
         let mut pass = Pass::new(self, applies);
-        pass.file(&self.tree.main, &mut false, None, Include::BeforeMatch, 0);
+        pass.file(&self.tree.main, false, None, Include::BeforeMatch, 0);
         pass.problem.take().map_or(Ok(pass), Err)
     }
 }
@@ -297,7 +302,7 @@ impl<'r, 'c> Pass<'r, 'c> {
     fn file(
         &mut self,
         path: &'r Path,
-        active: &mut bool,
+        mut active: bool,
         outer: Option<Block<'r>>,
         mut include: Include,
         depth: usize,
@@ -312,7 +317,7 @@ impl<'r, 'c> Pass<'r, 'c> {
                 let id = self.blocks.len();
                 let within = outer.map(|block| block.id);
                 let this = Block { id, path, number: *number, directive, criteria, within };
-                *active = include != Include::Never && self.applies_to(&this);
+                active = include != Include::Never && self.applies_to(&this);
                 if include == Include::BeforeMatch {
                     include = Include::Followed;
                 }
@@ -321,7 +326,7 @@ impl<'r, 'c> Pass<'r, 'c> {
             } else if directive.is("Include") {
                 self.include(&place, active, include, depth);
             } else {
-                self.take(place, *active);
+                self.take(place, active);
             }
             if self.problem.is_some() {
                 return;
@@ -329,10 +334,10 @@ impl<'r, 'c> Pass<'r, 'c> {
         }
     }
 
-    fn include(&mut self, place: &Place<'r>, active: &mut bool, include: Include, depth: usize) {
+    fn include(&mut self, place: &Place<'r>, active: bool, include: Include, depth: usize) {
         let inside = match include {
             Include::BeforeMatch => Include::BeforeMatch,
-            _ if *active => Include::Followed,
+            _ if active => Include::Followed,
             _ => Include::Never,
         };
         let tree = self.reading.tree;
@@ -342,8 +347,7 @@ impl<'r, 'c> Pass<'r, 'c> {
                     self.refuse(place, "includes are nested more than 16 deep");
                     return;
                 }
-                let mut state = *active;
-                self.file(path, &mut state, place.block, inside, depth + 1);
+                self.file(path, active, place.block, inside, depth + 1);
             }
         }
     }
@@ -572,5 +576,10 @@ mod tests {
         assert_eq!(value(9, 2, rekey, "RekeyLimit"), ["1G", "2G 1h"]);
         let timeout = "UnusedConnectionTimeout 5m\nUnusedConnectionTimeout none\n";
         assert_eq!(value(9, 2, timeout, "UnusedConnectionTimeout"), ["none"]);
+        let command = "Match User x\nAuthorizedPrincipalsCommand /bin/p\n";
+        let tree = tree_of(&[("/etc/ssh/sshd_config", command)]);
+        let reading = Reading::new(&tree, release(9, 2)).unwrap();
+        let blocks = reading.blocks().unwrap().follow("AuthorizedPrincipalsCommand");
+        assert_eq!(blocks[0].1.followed.len(), 1);
     }
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::concern::sshd_config;
-use crate::error::{Error, Refusal};
+use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::plan::Expectation;
 use crate::sshd::options;
@@ -93,25 +93,15 @@ pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
             lost.keyword, lost.wanted, lost.actual
         )];
     }
-    in_blocks(expect, observed).unwrap_or_else(|refusal| vec![refusal.message])
-}
-
-fn in_blocks(expect: &Expectation, observed: &Observed) -> Result<Vec<Fault>, Refusal> {
     let (tree, release) = (&observed.config, &observed.release);
-    let mut faults = Vec::new();
-    let told = |defeated: sshd_config::Defeated| {
-        format!(
+    match sshd_config::lost(&expect.settings, &expect.matches, tree, release) {
+        Ok(None) => Vec::new(),
+        Ok(Some(lost)) => vec![format!(
             "`{}` is not in effect for `Match {}`: {} says `{}`",
-            defeated.keyword, defeated.criteria, defeated.place, defeated.says
-        )
-    };
-    let all = expect.settings.iter().map(|(keyword, lines)| (keyword.as_str(), lines.as_slice()));
-    faults.extend(sshd_config::defeated(all, tree, release)?.map(told));
-    for (criteria, settings) in &expect.matches {
-        let own = settings.iter().map(|(keyword, lines)| (keyword.as_str(), lines.as_slice()));
-        faults.extend(sshd_config::contested(criteria, own, tree, release)?.map(told));
+            lost.keyword, lost.criteria, lost.place, lost.says
+        )],
+        Err(refusal) => vec![refusal.message],
     }
-    Ok(faults)
 }
 
 /// Speaks to every expected endpoint: a complete key exchange, with a host key of this host.

@@ -3,103 +3,128 @@
 
 use super::is_own;
 use crate::error::Refusal;
-use crate::spec::Spec;
+use crate::spec::Values;
 use crate::sshd::keywords::{Follows, Repeats, follows, repeats};
-use crate::sshd::reading::{Block, Place, Problem, Reading};
+use crate::sshd::reading::{Block, Chosen, Place, Problem, Reading};
 use crate::sshd::release::Release;
 use crate::sshd::syntax::{Directive, quote_arg};
 use crate::sshd::{ConfigTree, Effective};
 
-/// Match blocks win over everything outside them, for the connections that they match: one that says
-/// something else than the spec would defeat it there.
-pub(super) fn refuse_defeated(
-    spec: &Spec,
+/// Refuses a spec of which something would not take effect.
+pub(super) fn refuse_lost(
+    settings: &Values,
+    matches: &[(String, Values)],
     tree: &ConfigTree,
     release: &Release,
 ) -> Result<(), Refusal> {
-    let settings = spec.ssh.settings.iter();
-    let settings = settings.map(|setting| (setting.keyword.as_str(), setting.lines.as_slice()));
-    let Some(defeated) = defeated(settings, tree, release)? else {
-        return refuse_contested(spec, tree, release);
-    };
-    Err(Refusal::new(
-        "shadowed",
-        format!(
-            "`{} {}` would not take effect for the connections of `Match {}`: {} says `{}`, and a \
-             Match block wins",
-            defeated.keyword,
-            defeated.lines.join("; "),
-            defeated.criteria,
-            defeated.place,
-            defeated.says,
+    let Some(lost) = lost(settings, matches, tree, release)? else { return Ok(()) };
+    let Lost { keyword, lines, of, criteria, place, says } = lost;
+    let value = format!("`{keyword} {}` would not take effect", lines.join("; "));
+    let message = match of {
+        None => format!(
+            "{value} for the connections of `Match {criteria}`: {place} says `{says}`, and a Match \
+             block wins"
         ),
-        "remove or change that line, or remove the setting from the spec",
-    ))
+        Some(of) => format!(
+            "{value} for those of `Match {of}` who are of `Match {criteria}` too: {place} says `{says}`"
+        ),
+    };
+    let hint = "remove or change that line, or remove the setting from the spec";
+    Err(Refusal::new("shadowed", message, hint))
 }
 
-fn refuse_contested(spec: &Spec, tree: &ConfigTree, release: &Release) -> Result<(), Refusal> {
-    for block in &spec.ssh.matches {
-        let settings = block.settings.iter();
-        let settings = settings.map(|setting| (setting.keyword.as_str(), setting.lines.as_slice()));
-        let Some(by) = contested(&block.criteria, settings, tree, release)? else { continue };
-        return Err(Refusal::new(
-            "shadowed",
-            format!(
-                "`{} {}` would not take effect for those of `Match {}` who are of `Match {}` too: {} says \
-                 `{}`",
-                by.keyword,
-                by.lines.join("; "),
-                block.criteria,
-                by.criteria,
-                by.place,
-                by.says,
-            ),
-            "remove or change that line, or remove the setting from the spec",
-        ));
-    }
-    Ok(())
+/// A value that does not apply to some connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lost<'s> {
+    /// Its keyword.
+    pub(crate) keyword: &'s str,
+    /// Its lines.
+    pub(crate) lines: &'s [String],
+    /// The block of the spec that it stands in.
+    pub(crate) of: Option<&'s str>,
+    /// Which connections.
+    pub(crate) criteria: String,
+    /// `FILE:LINE` of the line that applies to them.
+    pub(crate) place: String,
+    /// That line.
+    pub(crate) says: String,
 }
 
-/// The first setting of a block of the spec that does not apply to all whom the block is for: another
-/// block says something else and is read first, or adds to it.
+/// The first value that does not apply to all whom it is for: a setting that a Match block defeats, or one
+/// of a block of the spec where another block says something else and is read first, or adds to it.
 ///
 /// # Errors
 /// A refusal where sshd would not read the configuration at all.
-pub(crate) fn contested<'s>(
-    criteria: &str,
-    settings: impl Iterator<Item = (&'s str, &'s [String])>,
+pub(crate) fn lost<'s>(
+    settings: &'s Values,
+    matches: &'s [(String, Values)],
     tree: &ConfigTree,
     release: &Release,
-) -> Result<Option<Defeated<'s>>, Refusal> {
+) -> Result<Option<Lost<'s>>, Refusal> {
     let reading = Reading::new(tree, release.clone()).map_err(|problem| unreadable(&problem))?;
     let blocks = reading.blocks().map_err(|problem| unreadable(&problem))?;
-    for (keyword, lines) in settings {
+    let mut everywhere = settings.iter().map(|value| (None, value));
+    let in_blocks = matches
+        .iter()
+        .flat_map(|(of, values)| values.iter().map(move |value| (Some(of.as_str()), value)));
+    let found = |(of, (keyword, lines)): (Option<&'s str>, &'s (String, Vec<String>))| {
         let all = blocks.follow(keyword);
-        let is_ours = |block: &Block| {
-            is_own(block.path) && block.within.is_none() && block.directive.rest.trim() == criteria
-        };
-        let ours = all.iter().find(|(block, _)| is_ours(block));
-        let Some((ours, chosen)) = ours else {
-            return Ok(Some(Defeated {
-                keyword,
-                lines,
-                criteria: criteria.to_owned(),
-                place: tree.main.display().to_string(),
-                says: "nothing that reads it".to_owned(),
-            }));
-        };
-        let first_wins =
-            matches!(follows(keyword, release), Follows::First | Follows::FirstThatSays);
-        let others = all.iter().filter(|(block, _)| !is_own(block.path));
-        let others = others.filter(|(block, _)| !first_wins || block.id < ours.id);
-        let mut said = others.map(|(block, chosen)| (block, chosen)).chain([(ours, chosen)]);
-        if let Some((block, chosen)) =
-            said.find(|(_, chosen)| !says(keyword, lines, &chosen.followed))
-        {
-            return Ok(Defeated::by(keyword, lines, block, &chosen.followed));
+        let (criteria, place, says) = match of {
+            None => defeated(keyword, lines, all),
+            Some(of) => contested(of, keyword, lines, &all, tree, release),
+        }?;
+        Some(Lost { keyword, lines, of, criteria, place, says })
+    };
+    Ok(everywhere.find_map(found).or_else(|| in_blocks.into_iter().find_map(found)))
+}
+
+/// Which connections, where the line stands that applies to them, and what it says.
+type By = (String, String, String);
+
+fn by(block: &Block, followed: &[Place]) -> Option<By> {
+    let first = followed.first()?;
+    let Directive { keyword, args, .. } = first.directive;
+    let criteria = block.directive.rest.trim().to_owned();
+    Some((criteria, first.to_string(), format!("{keyword} {}", args.join(" "))))
+}
+
+/// A Match block wins over everything outside it. The spec's own blocks are meant to.
+fn defeated(keyword: &str, lines: &[String], all: Vec<(Block, Chosen)>) -> Option<By> {
+    all.into_iter().filter(|(block, _)| !is_own(block.path)).find_map(|(block, chosen)| {
+        let mut followed = chosen.followed;
+        if repeats(keyword) == Repeats::OnePerName {
+            // Other names are other settings.
+            let name = |args: &str| args.split_whitespace().next().map(str::to_owned);
+            let ours: Vec<_> = lines.iter().map(|line| name(line)).collect();
+            followed.retain(|place| ours.contains(&name(&place.directive.rest)));
         }
-    }
-    Ok(None)
+        let holds = followed.is_empty() || says(keyword, lines, &followed);
+        if holds { None } else { by(&block, &followed) }
+    })
+}
+
+/// Of the blocks that apply the first wins; of some keywords all of them count.
+fn contested(
+    criteria: &str,
+    keyword: &str,
+    lines: &[String],
+    all: &[(Block, Chosen)],
+    tree: &ConfigTree,
+    release: &Release,
+) -> Option<By> {
+    let is_ours = |block: &Block| {
+        is_own(block.path) && block.within.is_none() && block.directive.rest.trim() == criteria
+    };
+    let Some((ours, chosen)) = all.iter().find(|(block, _)| is_ours(block)) else {
+        let nothing = "nothing that reads it".to_owned();
+        return Some((criteria.to_owned(), tree.main.display().to_string(), nothing));
+    };
+    let first_wins = matches!(follows(keyword, release), Follows::First | Follows::FirstThatSays);
+    let others = all.iter().filter(|(block, _)| !is_own(block.path));
+    let others = others.filter(|(block, _)| !first_wins || block.id < ours.id);
+    let mut said = others.map(|(block, chosen)| (block, chosen)).chain([(ours, chosen)]);
+    let (block, chosen) = said.find(|(_, chosen)| !says(keyword, lines, &chosen.followed))?;
+    by(block, &chosen.followed)
 }
 
 /// Whether the lines that sshd follows say what lines of the spec say.
@@ -114,70 +139,6 @@ fn unreadable(problem: &Problem) -> Refusal {
         format!("sshd does not accept {}: {}", problem.place, problem.what),
         "mend that line first: `sshd -t` says whether it is well",
     )
-}
-
-/// A setting that does not apply to some connections.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Defeated<'s> {
-    /// Its keyword.
-    pub(crate) keyword: &'s str,
-    /// Its lines.
-    pub(crate) lines: &'s [String],
-    /// Which connections.
-    pub(crate) criteria: String,
-    /// `FILE:LINE` of the line that applies to them.
-    pub(crate) place: String,
-    /// That line.
-    pub(crate) says: String,
-}
-
-/// The first setting that a Match block defeats.
-///
-/// # Errors
-/// A refusal where sshd would not read the configuration at all.
-pub(crate) fn defeated<'s>(
-    settings: impl Iterator<Item = (&'s str, &'s [String])>,
-    tree: &ConfigTree,
-    release: &Release,
-) -> Result<Option<Defeated<'s>>, Refusal> {
-    let reading = Reading::new(tree, release.clone()).map_err(|problem| unreadable(&problem))?;
-    let blocks = reading.blocks().map_err(|problem| unreadable(&problem))?;
-    for (keyword, lines) in settings {
-        // The spec's own blocks are meant to.
-        let others = blocks.follow(keyword).into_iter().filter(|(block, _)| !is_own(block.path));
-        for (block, chosen) in others {
-            let mut followed = chosen.followed;
-            if repeats(keyword) == Repeats::OnePerName {
-                // Other names are other settings.
-                let name = |args: &str| args.split_whitespace().next().map(str::to_owned);
-                let ours: Vec<_> = lines.iter().map(|line| name(line)).collect();
-                followed.retain(|place| ours.contains(&name(&place.directive.rest)));
-            }
-            if !followed.is_empty() && !says(keyword, lines, &followed) {
-                return Ok(Defeated::by(keyword, lines, &block, &followed));
-            }
-        }
-    }
-    Ok(None)
-}
-
-impl<'s> Defeated<'s> {
-    fn by(
-        keyword: &'s str,
-        lines: &'s [String],
-        block: &Block,
-        followed: &[Place],
-    ) -> Option<Self> {
-        let first = followed.first()?;
-        let Directive { keyword: said, args, .. } = first.directive;
-        Some(Self {
-            keyword,
-            lines,
-            criteria: block.directive.rest.trim().to_owned(),
-            place: first.to_string(),
-            says: format!("{said} {}", args.join(" ")),
-        })
-    }
 }
 
 fn quoted(args: &[String]) -> String {

@@ -4,7 +4,7 @@ mod in_effect;
 
 use std::path::Path;
 
-pub(crate) use in_effect::{Defeated, contested, defeated};
+pub(crate) use in_effect::lost;
 
 use super::listening::Listening;
 use crate::error::Refusal;
@@ -83,7 +83,7 @@ pub(crate) fn rewrite(
     }
     // The new lines come before the old ones go: in between, sshd would serve both ports.
     files.sort_by_key(|file| !is_own(&file.path));
-    in_effect::refuse_defeated(spec, &candidate, &observed.release)?;
+    in_effect::refuse_lost(&spec.ssh.values(), &spec.ssh.blocks(), &candidate, &observed.release)?;
     let mut warnings = dropped_warnings(&observed.config, &keywords);
     warnings.extend(dropped_blocks(&observed.config, &spec.ssh.matches));
     Ok(Rewritten { part: Part { files, warnings }, candidate })
