@@ -9,6 +9,8 @@ use crate::error::{Error, Refusal};
 use crate::observe::{Verdict, ask_sshd};
 use crate::plan::Plan;
 use crate::spec::{Setting, Spec};
+use crate::sshd::reading::Reading;
+use crate::sshd::release::Release;
 use crate::sshd::{ConfigTree, Effective};
 use crate::sys::{self, Files};
 
@@ -21,7 +23,12 @@ const SCRATCH: &str = "/run/harden";
 ///
 /// # Errors
 /// A value or keyword that sshd refuses, or that something else defeats.
-pub fn candidate(files: &Files, spec: &Spec, plan: &Plan) -> Result<Option<Effective>, Error> {
+pub fn candidate(
+    files: &Files,
+    spec: &Spec,
+    plan: &Plan,
+    release: &Release,
+) -> Result<Option<Effective>, Error> {
     if !sys::is_root() {
         return Ok(None);
     }
@@ -40,7 +47,7 @@ pub fn candidate(files: &Files, spec: &Spec, plan: &Plan) -> Result<Option<Effec
                 lost.keyword,
                 lost.wanted,
                 lost.actual,
-                winner(plan, &lost.keyword)
+                winner(plan, &lost.keyword, release)
             ),
             "remove the line that wins, or the setting from the spec",
         )
@@ -96,11 +103,13 @@ pub fn values(
     }
 }
 
-fn winner(plan: &Plan, keyword: &str) -> String {
-    match plan.candidate.global(keyword).first() {
-        Some(line) => format!(" ({} wins)", line.place()),
-        None => String::new(),
-    }
+fn winner(plan: &Plan, keyword: &str, release: &Release) -> String {
+    let reading = Reading::new(&plan.candidate, release.clone());
+    let place = reading.ok().and_then(|reading| {
+        let globally = reading.globally().ok()?;
+        globally.of(keyword)?.followed.first().map(ToString::to_string)
+    });
+    place.map(|place| format!(" ({place} wins)")).unwrap_or_default()
 }
 
 /// A scratch folder that is removed again.

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use harden::observe::Observed;
 use harden::saved::SavedPlan;
+use harden::sshd::reading::Reading;
+use harden::sshd::release::Release;
 use harden::sshd::{ConfigFile, ConfigTree, Effective, options, syntax};
 use harden::sys::files::Meta;
 use harden::transaction::journal;
@@ -63,7 +65,11 @@ fn read_config(bytes: &[u8]) {
     // A file that includes itself.
     tree.includes.insert("/etc/ssh/sshd_config.d/*.conf".into(), vec![file.path.clone()]);
     tree.files.push(file);
-    let _ = tree.lines();
+    for release in [Release::LATEST, Release { major: 8, minor: 4, name: String::new() }] {
+        let Ok(reading) = Reading::new(&tree, release) else { continue };
+        let _ = reading.globally().map(|globally| globally.flat());
+        let _ = reading.blocks().map(|blocks| blocks.follow("Port").len());
+    }
     let _ = tree.mirrored(Path::new("/run/x"), &["Port"]);
 }
 

@@ -9,6 +9,7 @@ use harden::plan::{Op, Plan, Role, serves};
 use harden::report::{human, json};
 use harden::saved::SavedPlan;
 use harden::spec;
+use harden::sshd::reading::Reading;
 use harden::sys::process::Process;
 use harden::sys::systemd::Systemd;
 use harden::sys::{self, Files};
@@ -260,8 +261,11 @@ fn login(observed: &Observed, plan: &Plan, operator: &str) -> Vec<String> {
         fixed.map_or_else(|| observed.host.clone(), |ip| ip.to_string())
     };
     let host = connection(2).filter(is_served).unwrap_or_else(specific);
-    let root_stays_out = plan.candidate.global("PermitRootLogin").first().is_some_and(|line| {
-        line.directive.args.first().is_some_and(|value| value.eq_ignore_ascii_case("no"))
+    let reading = Reading::new(&plan.candidate, observed.release.clone());
+    let globally = reading.as_ref().ok().and_then(|reading| reading.globally().ok());
+    let root_stays_out = globally.is_some_and(|globally| {
+        let values = globally.first_args("PermitRootLogin");
+        values.first().is_some_and(|value| value.eq_ignore_ascii_case("no"))
     });
     // Somebody else, who can become root.
     let user = if operator == "root" && root_stays_out { "USER" } else { operator };

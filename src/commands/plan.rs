@@ -71,7 +71,10 @@ pub(super) fn refuse_open(files: &Files) -> Result<(), Refusal> {
 /// Plans, and lets sshd read the result.
 pub(super) fn checked_plan(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan, Error> {
     let mut plan = plan(spec, observed)?;
-    if plan.candidate != observed.config && validate::candidate(files, spec, &plan)?.is_none() {
+    if plan.candidate == observed.config {
+        return Ok(plan);
+    }
+    if validate::candidate(files, spec, &plan, &observed.release)?.is_none() {
         plan.warnings.push("sshd has not read the planned files: that needs root".to_owned());
     }
     Ok(plan)

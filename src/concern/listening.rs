@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::sshd_config::{read, unreadable, without_harden};
 use crate::error::Refusal;
 use crate::observe::{Observed, Owner, Verdict};
 use crate::spec::{SocketMode, Spec};
@@ -85,7 +86,7 @@ pub(crate) fn desired(spec: &Spec, observed: &Observed) -> Result<Listening, Ref
     };
     let effective = effective(observed)?;
     let now = present(mode, observed, &effective);
-    let family = family(spec, &asked, observed);
+    let family = family(spec, &asked, observed)?;
     let mut endpoints = wanted(&asked, observed, &now)?;
     endpoints.retain(|endpoint| family.allows(endpoint.ip()));
     endpoints.sort();
@@ -98,7 +99,7 @@ pub(crate) fn desired(spec: &Spec, observed: &Observed) -> Result<Listening, Ref
         Some(ports) => ports.clone(),
         None => ports(&endpoints),
     };
-    let addresses = addresses_to_write(&asked, observed, managed, &endpoints);
+    let addresses = addresses_to_write(&asked, observed, managed, &endpoints)?;
     let any_family = family == Family::MustBeAny;
     Ok(Listening { mode, owner, endpoints, ports, addresses, any_family })
 }
@@ -143,7 +144,7 @@ fn effective(observed: &Observed) -> Result<Effective, Refusal> {
     let own = super::sshd_config::earlier_lines(&observed.config);
     let narrowed = own.iter().any(|line| line.is("AddressFamily") || line.is("ListenAddress"));
     match &observed.effective {
-        Verdict::Valid(_) if narrowed => Ok(from_files(observed)),
+        Verdict::Valid(_) if narrowed => from_files(observed),
         Verdict::Valid(effective) => Ok(effective.clone()),
         Verdict::Invalid(said) => Err(Refusal::new(
             "config-invalid",
@@ -151,32 +152,29 @@ fn effective(observed: &Observed) -> Result<Effective, Refusal> {
             "put that right first (sshd -t tells more); harden will not build on a configuration \
              that sshd cannot read",
         )),
-        Verdict::Unseen(_) => Ok(from_files(observed)),
+        Verdict::Unseen(_) => from_files(observed),
     }
 }
 
 /// The listeners that the files ask for, had harden never written to them.
-fn from_files(observed: &Observed) -> Effective {
-    let config = super::sshd_config::without_harden(&observed.config);
-    let value = |keyword: &str| -> Vec<String> {
-        let lines = config.global(keyword);
-        lines.into_iter().filter_map(|line| line.directive.args.into_iter().next()).collect()
-    };
-    let ports = Some(value("Port")).filter(|ports| !ports.is_empty());
-    let hosts = Some(value("ListenAddress")).filter(|hosts| !hosts.is_empty());
-    let hosts = hosts.unwrap_or_else(|| vec!["0.0.0.0".into(), "::".into()]);
+fn from_files(observed: &Observed) -> Result<Effective, Refusal> {
+    let config = without_harden(&observed.config);
+    let reading = read(&config, &observed.release)?;
+    let globally = reading.globally().map_err(|problem| unreadable(&problem))?;
+    let values = |keyword: &str| Some(globally.first_args(keyword)).filter(|all| !all.is_empty());
+    let hosts = values("ListenAddress").unwrap_or_else(|| vec!["0.0.0.0", "::"]);
     let mut output = String::new();
-    for port in ports.unwrap_or_else(|| vec!["22".to_owned()]) {
+    for port in values("Port").unwrap_or_else(|| vec!["22"]) {
         for host in &hosts {
             let address = match host.parse::<IpAddr>() {
                 Ok(IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
                 Ok(IpAddr::V4(v4)) => format!("{v4}:{port}"),
-                Err(_) => host.clone(),
+                Err(_) => (*host).to_owned(),
             };
             output.push_str(&format!("listenaddress {address}\n"));
         }
     }
-    Effective::parse(&output)
+    Ok(Effective::parse(&output))
 }
 
 /// sshd binds only addresses that the host has (ip(7), ip_nonlocal_bind).
@@ -276,7 +274,7 @@ impl Family {
 
 /// The address family that sshd will have: the spec's, else what stands on its command line or in
 /// others' files.
-fn family(spec: &Spec, asked: &Asked, observed: &Observed) -> Family {
+fn family(spec: &Spec, asked: &Asked, observed: &Observed) -> Result<Family, Refusal> {
     let of = |value: &str| match value.to_ascii_lowercase().as_str() {
         "inet" => Family::V4,
         "inet6" => Family::V6,
@@ -285,22 +283,25 @@ fn family(spec: &Spec, asked: &Asked, observed: &Observed) -> Family {
     let setting =
         spec.ssh.settings.iter().find(|s| s.keyword.eq_ignore_ascii_case("AddressFamily"));
     if let Some(value) = setting.and_then(|setting| setting.lines.first()) {
-        return of(value);
+        return Ok(of(value));
     }
     let options = options::parse(&observed.command_line.all());
     let option = options.iter().filter(|_| spec.ssh.listen.is_none()).find_map(|option| {
         let (keyword, value) = option.sets.as_ref()?;
         keyword.eq_ignore_ascii_case("AddressFamily").then(|| of(value))
     });
-    let file = || {
-        let config = super::sshd_config::without_harden(&observed.config);
-        let lines = config.global("AddressFamily");
-        lines.first().and_then(|line| Some(of(line.directive.args.first()?)))
+    let base = match option {
+        Some(base) => base,
+        None => {
+            let config = without_harden(&observed.config);
+            let reading = read(&config, &observed.release)?;
+            let globally = reading.globally().map_err(|problem| unreadable(&problem))?;
+            globally.first_args("AddressFamily").first().map_or(Family::Any, |value| of(value))
+        }
     };
-    let base = option.or_else(file).unwrap_or(Family::Any);
     let excluded =
         asked.listen.as_ref().is_some_and(|listen| listen.iter().any(|ip| !base.allows(*ip)));
-    if excluded { Family::MustBeAny } else { base }
+    Ok(if excluded { Family::MustBeAny } else { base })
 }
 
 fn check(endpoints: &[SocketAddr]) -> Result<(), Refusal> {
@@ -329,15 +330,16 @@ fn addresses_to_write(
     observed: &Observed,
     managed: bool,
     endpoints: &[SocketAddr],
-) -> Vec<IpAddr> {
+) -> Result<Vec<IpAddr>, Refusal> {
     if let Some(listen) = &asked.listen {
-        return listen.clone();
+        return Ok(listen.clone());
     }
-    let own_port = |text: &String| {
+    let own_port = |text: &str| {
         text.parse::<SocketAddr>().is_ok()
             || (text.parse::<Ipv6Addr>().is_err() && text.contains(':'))
     };
-    let lines = observed.config.global("ListenAddress");
-    let bound = lines.iter().any(|line| line.directive.args.first().is_some_and(own_port));
-    if managed && bound { addresses(endpoints) } else { Vec::new() }
+    let reading = read(&observed.config, &observed.release)?;
+    let globally = reading.globally().map_err(|problem| unreadable(&problem))?;
+    let bound = globally.first_args("ListenAddress").into_iter().any(own_port);
+    Ok(if managed && bound { addresses(endpoints) } else { Vec::new() })
 }

@@ -189,7 +189,6 @@ fn command_line(files: &Files, service: &Unit) -> CommandLine {
             line.fixed.push(word.clone());
             continue;
         };
-        variable.clone_into(&mut line.variable);
         let mut assigned = service.environment.iter().filter_map(|pair| pair.split_once('='));
         if let Some((_, value)) = assigned.rfind(|(name, _)| *name == variable) {
             line.fixed.extend(value.split_whitespace().map(str::to_owned));
@@ -197,17 +196,24 @@ fn command_line(files: &Files, service: &Unit) -> CommandLine {
         for path in &service.environment_files {
             let Some(file) = read_config(files, path, &mut Vec::new()) else { continue };
             match options::variable(&file.text, variable) {
-                Some(found) if found.plain => {
+                Some(found) if found.plain && is_changeable(&file) && line.words.is_empty() => {
+                    variable.clone_into(&mut line.variable);
                     line.words = found.words();
                     line.file = Some(file);
                 }
-                // Quotes inside, or several lines: understood, but not for harden to rewrite.
+                // Quotes inside, several lines, a second variable, a file of the distribution's (the
+                // crypto policy): understood, but not for harden to rewrite.
                 Some(found) => line.fixed.extend(found.words()),
                 None => {}
             }
         }
     }
     line
+}
+
+/// Whether a file is the administrator's: a link may lead to one that the next update replaces.
+fn is_changeable(file: &ConfigFile) -> bool {
+    file.real.starts_with("/etc")
 }
 
 /// The words of the running sshd, from the title that it gives itself:

@@ -99,6 +99,18 @@ impl<'r> Effect<'r> {
             .or_else(|| self.keywords.get(&super::keywords::canonical(keyword)))
     }
 
+    /// Every line of a keyword that applies, followed or shadowed.
+    pub fn lines(&self, keyword: &str) -> impl Iterator<Item = &Place<'r>> {
+        let chosen = self.of(keyword).into_iter();
+        chosen.flat_map(|chosen| chosen.followed.iter().chain(&chosen.shadowed))
+    }
+
+    /// The first argument of each line of a keyword that sshd follows.
+    pub fn first_args(&self, keyword: &str) -> Vec<&'r str> {
+        let followed = self.of(keyword).into_iter().flat_map(|chosen| &chosen.followed);
+        followed.filter_map(|place| place.directive.args.first()).map(String::as_str).collect()
+    }
+
     /// Every line that sshd follows.
     pub fn followed(&self) -> impl Iterator<Item = &Place<'r>> {
         self.keywords.values().flat_map(|chosen| &chosen.followed)
@@ -149,6 +161,11 @@ impl<'r> Blocks<'r> {
             (*block, choose(follows, lines, &[]))
         };
         self.blocks.iter().filter(stands_in).map(chosen).collect()
+    }
+
+    /// Whether a file is read, outside any other block, that has blocks of its own.
+    pub fn stand_in(&self, path: &Path) -> bool {
+        self.blocks.iter().any(|block| block.path == path && block.within.is_none())
     }
 
     /// Whether a block is met wherever another one is.
@@ -237,6 +254,12 @@ impl<'t> Reading<'t> {
         self.pass()?;
         let pass = self.pass_twice(Applies::ToAll)?;
         Ok(Blocks { release: &self.release, blocks: pass.blocks, lines: pass.lines })
+    }
+
+    /// Every line of a keyword, wherever it stands and whether or not it applies to anybody.
+    pub fn everywhere(&self, keyword: &str) -> impl Iterator<Item = &Directive> {
+        let all = self.files.values().flatten().map(|line| &line.directive);
+        all.filter(move |directive| directive.is(keyword))
     }
 
     /// The release that it is read as.

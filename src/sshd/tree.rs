@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::keywords::same;
-use super::syntax::{Directive, parse_line, quote_arg};
+use super::syntax::{parse_line, quote_arg};
 use crate::sys::files::Meta;
 
 /// sshd stops at this depth of Include (servconf.c, `SERVCONF_MAX_DEPTH`).
@@ -36,90 +35,16 @@ pub struct ConfigTree {
     pub includes: BTreeMap<String, Vec<PathBuf>>,
 }
 
-/// A directive in reading order, and where it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line<'a> {
-    /// The file.
-    pub path: &'a Path,
-    /// Line number, from 1.
-    pub number: usize,
-    /// The directive.
-    pub directive: Directive,
-    /// The criteria of the Match block it stands in; `None` in the global context.
-    pub context: Option<String>,
-}
-
-impl Line<'_> {
-    /// `FILE:LINE`, as error messages write it.
-    pub fn place(&self) -> String {
-        format!("{}:{}", self.path.display(), self.number)
-    }
-}
-
 impl ConfigTree {
     /// The file reached under this name.
     pub fn file(&self, path: &Path) -> Option<&ConfigFile> {
         self.files.iter().find(|file| file.path == path)
     }
 
-    /// Every directive in the order in which sshd reads them, Includes followed.
-    pub fn lines(&self) -> Vec<Line<'_>> {
-        let mut lines = Vec::new();
-        self.read(&self.main, None, 0, &mut lines);
-        lines
-    }
-
-    /// The lines of one keyword in the global context.
-    pub fn global(&self, keyword: &str) -> Vec<Line<'_>> {
-        self.lines()
-            .into_iter()
-            .filter(|line| line.context.is_none() && same(&line.directive.keyword, keyword))
-            .collect()
-    }
-
-    fn read<'a>(
-        &'a self,
-        path: &Path,
-        outer: Option<&String>,
-        depth: usize,
-        lines: &mut Vec<Line<'a>>,
-    ) {
-        let Some(file) = self.file(path) else { return };
-        // A Match in an included file ends with that file: the outer context comes back.
-        let mut context = outer.cloned();
-        for (index, text) in file.text.split('\n').enumerate() {
-            let Some(directive) = parse_line(text) else { continue };
-            if directive.is("Match") {
-                context = match_context(&directive);
-            }
-            let included = directive.is("Include").then(|| directive.args.clone());
-            lines.push(Line {
-                path: &file.path,
-                number: index + 1,
-                directive,
-                context: context.clone(),
-            });
-            if depth < MAX_DEPTH {
-                for pattern in included.into_iter().flatten() {
-                    for path in self.included_by(&pattern) {
-                        self.read(path, context.as_ref(), depth + 1, lines);
-                    }
-                }
-            }
-        }
-    }
-
     pub(super) fn included_by(&self, pattern: &str) -> &[PathBuf] {
         self.includes.get(&absolute(pattern)).map_or(&[], Vec::as_slice)
     }
-}
 
-/// `Match all` opens a block that applies to everyone, but it is a block all the same.
-fn match_context(directive: &Directive) -> Option<String> {
-    Some(directive.args.join(" "))
-}
-
-impl ConfigTree {
     /// The tree as sshd would read it below `folder`: Include lines point to the copies, and lines
     /// that set any of `without` are empty. Returns the copies, and where the main file is.
     pub fn mirrored(&self, folder: &Path, without: &[&str]) -> (Vec<(PathBuf, String)>, PathBuf) {
@@ -189,31 +114,5 @@ pub(crate) mod tests {
             }
         }
         tree
-    }
-
-    #[test]
-    fn includes_are_read_in_place_and_match_does_not_leak() {
-        let tree = tree_of(&[
-            (
-                "/etc/ssh/sshd_config",
-                "Include sshd_config.d/*.conf\nPort 22\nMatch User x\nBanner /x\n",
-            ),
-            ("/etc/ssh/sshd_config.d/b.conf", "Port 3\n"),
-            ("/etc/ssh/sshd_config.d/a.conf", "Port 1\nMatch all\nPort 2\n"),
-        ]);
-        let ports: Vec<_> = tree.global("port").iter().map(Line::place).collect();
-        let expected = [
-            "/etc/ssh/sshd_config.d/a.conf:1",
-            "/etc/ssh/sshd_config.d/b.conf:1",
-            "/etc/ssh/sshd_config:2",
-        ];
-        assert_eq!(ports, expected);
-        assert_eq!(tree.lines().last().unwrap().context.as_deref(), Some("User x"));
-    }
-
-    #[test]
-    fn a_loop_of_includes_ends() {
-        let tree = tree_of(&[("/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config\nPort 22\n")]);
-        assert_eq!(tree.lines().len(), 2 * (MAX_DEPTH + 1));
     }
 }

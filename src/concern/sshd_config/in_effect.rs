@@ -1,11 +1,11 @@
 //! Whether what the spec says takes effect for everybody whom it is meant for: Match blocks of others win
 //! over everything outside them, and the first block that applies wins over later ones. Pure.
 
-use super::is_own;
+use super::{is_own, read, unreadable};
 use crate::error::Refusal;
 use crate::spec::Values;
-use crate::sshd::keywords::{Follows, Repeats, follows, repeats};
-use crate::sshd::reading::{Block, Chosen, Place, Problem, Reading};
+use crate::sshd::keywords::{Follows, follows};
+use crate::sshd::reading::{Block, Chosen, Place};
 use crate::sshd::release::Release;
 use crate::sshd::syntax::{Directive, quote_arg};
 use crate::sshd::{ConfigTree, Effective};
@@ -61,7 +61,7 @@ pub(crate) fn lost<'s>(
     tree: &ConfigTree,
     release: &Release,
 ) -> Result<Option<Lost<'s>>, Refusal> {
-    let reading = Reading::new(tree, release.clone()).map_err(|problem| unreadable(&problem))?;
+    let reading = read(tree, release)?;
     let blocks = reading.blocks().map_err(|problem| unreadable(&problem))?;
     let mut everywhere = settings.iter().map(|value| (None, value));
     let in_blocks = matches
@@ -70,7 +70,7 @@ pub(crate) fn lost<'s>(
     let found = |(of, (keyword, lines)): (Option<&'s str>, &'s (String, Vec<String>))| {
         let all = blocks.follow(keyword);
         let (criteria, place, says) = match of {
-            None => defeated(keyword, lines, all),
+            None => defeated(keyword, lines, all, release),
             Some(of) => contested(of, keyword, lines, &all, tree, release),
         }?;
         Some(Lost { keyword, lines, of, criteria, place, says })
@@ -89,10 +89,15 @@ fn by(block: &Block, followed: &[Place]) -> Option<By> {
 }
 
 /// A Match block wins over everything outside it. The spec's own blocks are meant to.
-fn defeated(keyword: &str, lines: &[String], all: Vec<(Block, Chosen)>) -> Option<By> {
+fn defeated(
+    keyword: &str,
+    lines: &[String],
+    all: Vec<(Block, Chosen)>,
+    release: &Release,
+) -> Option<By> {
     all.into_iter().filter(|(block, _)| !is_own(block.path)).find_map(|(block, chosen)| {
         let mut followed = chosen.followed;
-        if repeats(keyword) == Repeats::OnePerName {
+        if follows(keyword, release) == Follows::EachName {
             // Other names are other settings.
             let name = |args: &str| args.split_whitespace().next().map(str::to_owned);
             let ours: Vec<_> = lines.iter().map(|line| name(line)).collect();
@@ -131,14 +136,6 @@ fn contested(
 fn says(keyword: &str, lines: &[String], followed: &[Place]) -> bool {
     let said = |place: &Place| format!("{keyword} {}\n", quoted(&place.directive.args));
     Effective::parse(&followed.iter().map(said).collect::<String>()).has(keyword, lines)
-}
-
-fn unreadable(problem: &Problem) -> Refusal {
-    Refusal::new(
-        "config-invalid",
-        format!("sshd does not accept {}: {}", problem.place, problem.what),
-        "mend that line first: `sshd -t` says whether it is well",
-    )
 }
 
 fn quoted(args: &[String]) -> String {

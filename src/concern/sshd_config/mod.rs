@@ -2,7 +2,8 @@
 
 mod in_effect;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 pub(crate) use in_effect::lost;
 
@@ -11,7 +12,9 @@ use crate::error::Refusal;
 use crate::observe::Observed;
 use crate::plan::{FileChange, Part};
 use crate::spec::{MatchBlock, Spec};
-use crate::sshd::keywords::{Repeats, repeats, same};
+use crate::sshd::keywords::{Follows, follows, same};
+use crate::sshd::reading::{Place, Problem, Reading};
+use crate::sshd::release::Release;
 use crate::sshd::syntax::{Directive, parse_line};
 use crate::sshd::tree::pattern_reads;
 use crate::sshd::{ConfigFile, ConfigTree};
@@ -51,9 +54,10 @@ pub(crate) fn rewrite(
     keywords.extend(spec.ssh.settings.iter().map(|setting| setting.keyword.clone()));
 
     let mut tree = without_harden(&observed.config);
-    let aside = set_aside(&mut tree, &lines, &keywords);
+    let release = &observed.release;
+    let aside = set_aside(&mut tree, &lines, &keywords, release)?;
     let blocks = match_lines(&spec.ssh.matches);
-    let (candidate, placed) = place(&tree, &lines, &blocks, &keywords);
+    let (candidate, placed) = place(&tree, &lines, &blocks, &keywords, release)?;
 
     let mut files = Vec::new();
     for file in &candidate.files {
@@ -83,7 +87,7 @@ pub(crate) fn rewrite(
     }
     // The new lines come before the old ones go: in between, sshd would serve both ports.
     files.sort_by_key(|file| !is_own(&file.path));
-    in_effect::refuse_lost(&spec.ssh.values(), &spec.ssh.blocks(), &candidate, &observed.release)?;
+    in_effect::refuse_lost(&spec.ssh.values(), &spec.ssh.blocks(), &candidate, release)?;
     let mut warnings = dropped_warnings(&observed.config, &keywords);
     warnings.extend(dropped_blocks(&observed.config, &spec.ssh.matches));
     Ok(Rewritten { part: Part { files, warnings }, candidate })
@@ -185,36 +189,71 @@ fn map_lines(text: &str, mut change: impl FnMut(usize, &str) -> String) -> Strin
         .join("\n")
 }
 
-/// Comments out lines elsewhere that would add to the spec's; returns where they stood.
-fn set_aside(tree: &mut ConfigTree, own: &[String], keywords: &[String]) -> Vec<(String, usize)> {
-    let own: Vec<_> = own.iter().filter_map(|line| parse_line(line)).collect();
-    let adds = |keyword: &str, args: &[String]| match repeats(keyword) {
-        Repeats::FirstWins => false,
-        Repeats::Accumulates => keywords.iter().any(|ours| same(ours, keyword)),
-        Repeats::OnePerName => own.iter().any(|line| {
-            line.is(keyword)
-                && line.args.first().map(|n| n.to_ascii_lowercase())
-                    == args.first().map(|n| n.to_ascii_lowercase())
-        }),
-    };
-    let places: Vec<(String, usize)> = tree
-        .lines()
-        .iter()
-        .filter(|line| line.context.is_none())
-        .filter(|line| adds(&line.directive.keyword, &line.directive.args))
-        .map(|line| (line.path.to_string_lossy().into_owned(), line.number))
-        .collect();
+/// Reads a configuration as a release of sshd does.
+///
+/// # Errors
+/// The line that sshd does not accept.
+pub(crate) fn read<'t>(tree: &'t ConfigTree, release: &Release) -> Result<Reading<'t>, Refusal> {
+    Reading::new(tree, release.clone()).map_err(|problem| unreadable(&problem))
+}
+
+/// A line at which sshd gives up.
+pub(crate) fn unreadable(problem: &Problem) -> Refusal {
+    Refusal::new(
+        "config-invalid",
+        format!("sshd does not accept {}: {}", problem.place, problem.what),
+        "mend that line first: `sshd -t` says whether it is well",
+    )
+}
+
+/// Where a line stands.
+type At = (PathBuf, usize);
+
+/// Comments out lines elsewhere that would not give way to the spec's; returns where they stood.
+fn set_aside(
+    tree: &mut ConfigTree,
+    own: &[String],
+    keywords: &[String],
+    release: &Release,
+) -> Result<BTreeSet<At>, Refusal> {
+    let places = in_the_way(tree, own, keywords, release)?;
     for file in &mut tree.files {
-        let path = file.path.to_string_lossy().into_owned();
+        if !places.iter().any(|(path, _)| *path == file.path) {
+            continue;
+        }
         file.text = map_lines(&file.text, |index, line| {
-            if places.contains(&(path.clone(), index + 1)) {
+            if places.contains(&(file.path.clone(), index + 1)) {
                 format!("{SET_ASIDE}{line}")
             } else {
                 line.to_owned()
             }
         });
     }
-    places
+    Ok(places)
+}
+
+/// Lines outside any Match block that count beside an earlier one of the same keyword, or instead of it.
+fn in_the_way(
+    tree: &ConfigTree,
+    own: &[String],
+    keywords: &[String],
+    release: &Release,
+) -> Result<BTreeSet<At>, Refusal> {
+    let reading = read(tree, release)?;
+    let globally = reading.globally().map_err(|problem| unreadable(&problem))?;
+    let own: Vec<_> = own.iter().filter_map(|line| parse_line(line)).collect();
+    let name = |line: &Directive| line.args.first().map(|name| name.to_ascii_lowercase());
+    let is_ours = |other: &Directive| {
+        own.iter().any(|line| same(&line.keyword, &other.keyword) && name(line) == name(other))
+    };
+    let stays = |place: &&Place| match follows(&place.directive.keyword, release) {
+        Follows::First | Follows::FirstThatSays => true,
+        Follows::EachName => !is_ours(place.directive),
+        _ => false,
+    };
+    let places = keywords.iter().flat_map(|keyword| globally.lines(keyword));
+    let places = places.filter(|place| place.block.is_none() && !stays(place));
+    Ok(places.map(|place| (place.path.to_owned(), place.number)).collect())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,13 +269,14 @@ fn place(
     lines: &[String],
     blocks: &[String],
     keywords: &[String],
-) -> (ConfigTree, Placed) {
+    release: &Release,
+) -> Result<(ConfigTree, Placed), Refusal> {
     if lines.is_empty() && blocks.is_empty() {
-        return (tree.clone(), Placed::Nowhere);
+        return Ok((tree.clone(), Placed::Nowhere));
     }
     let dropped = with_drop_in(tree, lines, blocks);
-    if wins(&dropped, keywords) {
-        return (dropped, Placed::DropIn);
+    if wins(&dropped, keywords, blocks, release)? {
+        return Ok((dropped, Placed::DropIn));
     }
     let mut blocked = tree.clone();
     let include = (!blocks.is_empty()).then(|| format!("Include {MATCH_FILE}"));
@@ -255,7 +295,7 @@ fn place(
     for file in blocked.files.iter_mut().filter(|file| file.path == main) {
         file.text.insert_str(0, &block);
     }
-    (blocked, Placed::Block)
+    Ok((blocked, Placed::Block))
 }
 
 fn own_file(path: &str, lines: &[String]) -> ConfigFile {
@@ -282,18 +322,23 @@ fn with_drop_in(tree: &ConfigTree, lines: &[String], blocks: &[String]) -> Confi
     tree
 }
 
-/// Whether the drop-in is read, outside any Match, and before every other line of its keywords.
-fn wins(tree: &ConfigTree, keywords: &[String]) -> bool {
-    let lines = tree.lines();
-    let is_read = lines.iter().any(|line| line.path == Path::new(DROP_IN));
-    is_read
-        && keywords.iter().all(|keyword| {
-            lines
-                .iter()
-                .filter(|line| line.context.is_none())
-                .find(|line| same(&line.directive.keyword, keyword))
-                .is_some_and(|line| line.path == Path::new(DROP_IN))
-        })
+/// Whether sshd reads the drop-in outside any Match block, and follows its lines.
+fn wins(
+    tree: &ConfigTree,
+    keywords: &[String],
+    blocks: &[String],
+    release: &Release,
+) -> Result<bool, Refusal> {
+    let drop_in = Path::new(DROP_IN);
+    let reading = read(tree, release)?;
+    let globally = reading.globally().map_err(|problem| unreadable(&problem))?;
+    let is_ours = |place: &Place| place.path == drop_in && place.block.is_none();
+    let is_followed = |keyword: &String| {
+        globally.of(keyword).is_some_and(|chosen| chosen.followed.iter().any(is_ours))
+    };
+    let stand = blocks.is_empty()
+        || reading.blocks().map_err(|problem| unreadable(&problem))?.stand_in(drop_in);
+    Ok(stand && keywords.iter().all(is_followed))
 }
 
 fn refuse_lossy(file: &ConfigFile) -> Result<(), Refusal> {
@@ -307,8 +352,7 @@ fn refuse_lossy(file: &ConfigFile) -> Result<(), Refusal> {
     ))
 }
 
-fn reason(file: &ConfigFile, placed: Placed, aside: &[(String, usize)]) -> String {
-    let path = file.path.to_string_lossy();
+fn reason(file: &ConfigFile, placed: Placed, aside: &BTreeSet<At>) -> String {
     if file.path == Path::new(MATCH_FILE) {
         return "The first Match block that applies wins, and these are read before the others."
             .to_owned();
@@ -320,7 +364,7 @@ fn reason(file: &ConfigFile, placed: Placed, aside: &[(String, usize)]) -> Strin
     }
     let lines: Vec<String> = aside
         .iter()
-        .filter(|(other, _)| *other == path)
+        .filter(|(path, _)| *path == file.path)
         .map(|(_, number)| number.to_string())
         .collect();
     let set_aside = match lines.as_slice() {
@@ -341,5 +385,71 @@ fn reason(file: &ConfigFile, placed: Placed, aside: &[(String, usize)]) -> Strin
         "Lines that an earlier spec set aside come back.".to_owned()
     } else {
         reasons.join(" ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sshd::tree::tests::tree_of;
+
+    const KEYWORDS: [&str; 5] = ["Port", "AllowUsers", "IPQoS", "PermitRootLogin", "Subsystem"];
+
+    /// Lines of a spec are written into a tree of two files and taken out of it again.
+    fn there_and_back(main: &str, drop_in: &str, release: &Release) -> Result<(), Refusal> {
+        let tree = tree_of(&[
+            ("/etc/ssh/sshd_config", main),
+            ("/etc/ssh/sshd_config.d/50-other.conf", drop_in),
+        ]);
+        let lines =
+            ["Port 2222", "AllowUsers a", "IPQoS none", "PermitRootLogin no", "Subsystem sftp x"];
+        let (lines, keywords) = (lines.map(str::to_owned), KEYWORDS.map(str::to_owned));
+        let blocks = ["Match User b".to_owned(), "Banner none".to_owned()];
+        let mut written = tree.clone();
+        set_aside(&mut written, &lines, &keywords, release)?;
+        let (written, placed) = place(&written, &lines, &blocks, &keywords, release)?;
+        assert_ne!(placed, Placed::Nowhere);
+        assert_eq!(without_harden(&written).files, tree.files);
+        Ok(())
+    }
+
+    #[test]
+    fn what_would_not_give_way_is_set_aside() {
+        let old = Release { major: 9, minor: 2, name: String::new() };
+        let text = "Include sshd_config.d/*.conf\nIPQoS af21\nPort 22\nPermitRootLogin yes\n\
+                    Subsystem SFTP y\nSubsystem other y\nMatch User b\nAllowUsers b\n";
+        let mut tree = tree_of(&[("/etc/ssh/sshd_config", text)]);
+        let own = ["IPQoS none", "Port 2222", "PermitRootLogin no", "Subsystem sftp x"];
+        let (own, keywords) = (own.map(str::to_owned), KEYWORDS.map(str::to_owned));
+        let aside = |release: &Release, tree: &mut ConfigTree| -> Vec<usize> {
+            let aside = set_aside(tree, &own, &keywords, release).unwrap();
+            aside.into_iter().map(|(_, number)| number).collect()
+        };
+        // Which of several lines of IPQoS counts depends on the release.
+        assert_eq!(aside(&Release::LATEST, &mut tree.clone()), [3, 5]);
+        assert_eq!(aside(&old, &mut tree), [2, 3, 5]);
+        assert!(tree.files[0].text.contains("\n#harden# IPQoS af21\n#harden# Port 22\nPermit"));
+    }
+
+    fn lines() -> impl proptest::strategy::Strategy<Value = String> {
+        use proptest::prelude::*;
+        let keywords = prop::sample::select(KEYWORDS.to_vec());
+        let known = (keywords, "[ \\t=]{0,2}", "[a-z0-9\"'# ]{0,9}", "[\r\n ]{0,3}\n?")
+            .prop_map(|(keyword, between, value, end)| format!("{keyword}{between}{value}{end}"));
+        let include = Just("Include sshd_config.d/*.conf\n".to_owned());
+        let line = prop_oneof![known, include, "Match (all|User x)\r?\n", "(?s).{0,20}\n"];
+        prop::collection::vec(line, 0..9).prop_map(|lines| lines.concat())
+    }
+
+    proptest::proptest! {
+        /// Byte for byte: line ends, blanks, quotes, and what sshd would not read.
+        #[test]
+        fn what_harden_writes_goes_without_a_trace(main in lines(), drop_in in lines(), old: bool) {
+            let release = if old { (8, 4) } else { (10, 0) };
+            let (major, minor) = release;
+            let release = Release { major, minor, name: String::new() };
+            // What sshd does not read is refused, and nothing is written.
+            let _ = there_and_back(&main, &drop_in, &release);
+        }
     }
 }

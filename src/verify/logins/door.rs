@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use super::keys::Key;
 use super::{Admin, Asked};
 use crate::observe::{Verdict, ask_sshd, sshd_program};
-use crate::sshd::tree::Line;
+use crate::sshd::reading::Reading;
+use crate::sshd::syntax::Directive;
 use crate::sshd::{ConfigTree, Effective, options};
 use crate::sys::probe::{Login, is_taken, login};
 use crate::sys::{Files, Result, SysError};
@@ -77,11 +78,9 @@ impl Door<'_> {
     /// For each administrator, the command of somebody's own that sshd would run in place of what is
     /// asked for (sshd_config(5), ForceCommand).
     pub(super) fn forced(&self, admins: &[Admin]) -> Result<Vec<Option<String>>> {
-        let is_forced = |line: &Line| {
-            line.directive.is("ForceCommand")
-                && line.directive.args.first().is_some_and(|arg| arg != "none")
-        };
-        if !self.tree.lines().iter().any(is_forced) {
+        let is_forced = |line: &Directive| line.args.first().is_some_and(|arg| arg != "none");
+        let reading = Reading::new(self.tree, self.asked.before.release.clone());
+        if reading.is_ok_and(|reading| !reading.everywhere("ForceCommand").any(is_forced)) {
             return Ok(vec![None; admins.len()]);
         }
         let main = self.lay_out("own", &REPLACED, "")?;

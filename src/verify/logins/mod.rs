@@ -21,6 +21,8 @@ use super::{Fault, write_known_hosts};
 use crate::error::Error;
 use crate::observe::Observed;
 use crate::sshd::ConfigTree;
+use crate::sshd::reading::Reading;
+use crate::sshd::release::Release;
 use crate::sys::probe::Login;
 use crate::sys::users::{self, User};
 use crate::sys::{Files, SysError};
@@ -112,7 +114,8 @@ fn try_all(files: &Files, asked: &Asked) -> Answer {
     let new = Door { files, asked, name: "new", tree: &asked.candidate, options: &asked.options };
     let options = asked.before.command_line.settings();
     let old = Door { files, asked, name: "old", tree: &asked.before.config, options: &options };
-    if let Some(pattern) = by_address(&asked.before.config, &asked.candidate) {
+    if let Some(pattern) = by_address(&asked.before.config, &asked.candidate, &asked.before.release)
+    {
         let why = format!("whom `{pattern}` means depends on where they come from");
         return Ok((vec![unproven(&why)], Vec::new()));
     }
@@ -147,12 +150,13 @@ fn unproven(why: &str) -> Fault {
 }
 
 /// A pattern of users that names addresses, and was not there before: the probe comes from none.
-fn by_address(before: &ConfigTree, after: &ConfigTree) -> Option<String> {
+fn by_address(before: &ConfigTree, after: &ConfigTree, release: &Release) -> Option<String> {
     let patterns = |tree: &ConfigTree| -> Vec<String> {
-        let lines = tree.lines().into_iter();
-        let lines =
-            lines.filter(|line| line.directive.is("AllowUsers") || line.directive.is("DenyUsers"));
-        lines.flat_map(|line| line.directive.args).filter(|arg| arg.contains('@')).collect()
+        // sshd has accepted it.
+        let Ok(reading) = Reading::new(tree, release.clone()) else { return Vec::new() };
+        let lists = ["AllowUsers", "DenyUsers"].map(|list| reading.everywhere(list));
+        let patterns = lists.into_iter().flatten().flat_map(|line| &line.args);
+        patterns.filter(|arg| arg.contains('@')).cloned().collect()
     };
     let known = patterns(before);
     patterns(after).into_iter().find(|pattern| !known.contains(pattern))
