@@ -66,10 +66,10 @@ const BAD: [(&str, &str, &str, &str); 35] = [
     ),
     ("version: 1\nfirewall: auto\n", "2:11", "`firewall` is not supported yet", "accepts `off`"),
     (
-        "version: 1\nssh: {profile: strict}\n",
+        "version: 1\nssh: {profile: paranoid}\n",
         "2:16",
-        "`ssh.profile` is not supported yet",
-        "`none`",
+        "unknown variant `paranoid`",
+        "`none`, `recommended`, `strict`, `post-quantum`",
     ),
     (
         "version: 1\nssh:\n  match:\n    - criteria: {Colour: red}\n      settings: {Banner: none}\n",

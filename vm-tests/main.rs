@@ -27,6 +27,7 @@ mod operator;
 mod people;
 mod playbooks;
 mod points;
+mod profiles;
 mod random;
 mod reset;
 mod rollback;

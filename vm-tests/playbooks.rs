@@ -4,7 +4,7 @@ use crate::machine::{Machine, Suite};
 use crate::on_debian;
 use crate::state::{Want, assert_for_good, assert_state};
 
-on_debian!(move_port, socket_on_another_port, keys_only);
+on_debian!(move_port, socket_on_another_port, keys_only, recommended);
 
 fn shipped(name: &str) -> String {
     let path = format!("{}/playbooks/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -35,6 +35,14 @@ mod cases {
         let want = Want::socket(22)
             .with("passwordauthentication no")
             .with("kbdinteractiveauthentication no");
+        assert_for_good(&mut machine, &want);
+    }
+
+    pub(super) fn recommended(suite: Suite) {
+        let mut machine = Machine::boot(suite, |root| root.socket_owns_port(suite));
+        machine.spec(&shipped("recommended.yaml"));
+        machine.ssh(22, "harden apply --yes spec.yaml").code(0);
+        let want = Want::service(2222).with("x11forwarding no").with("loglevel VERBOSE");
         assert_for_good(&mut machine, &want);
     }
 }

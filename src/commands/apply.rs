@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use harden::error::{Error, ErrorReport, Refusal, exit};
-use harden::observe::{self, Ahead, Observed};
+use harden::observe::{self, Observed};
 use harden::plan::{Op, Plan, Role, serves};
 use harden::report::{human, json};
 use harden::saved::SavedPlan;
@@ -20,7 +20,7 @@ use harden::transaction::{Lock, Outcome, front, guard};
 use harden::verify;
 
 use super::input::{MAX_PLAN, read_input};
-use super::plan::checked_plan;
+use super::plan::{ahead, checked_plan};
 use super::terminal::{self, Terminal};
 use super::{complain, need_root, print_json, say, tell};
 use crate::cli::{ApplyArgs, Format, TermsArgs};
@@ -111,7 +111,7 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
         };
     }
     guard::clear_up(&machine);
-    let observed = machine.observe_with(Ahead::ask())?;
+    let observed = machine.observe_with(ahead(&spec))?;
     if let Some(saved) = &saved {
         saved.check_origin(&name, &spec)?;
         saved.check_host(&observed)?;

@@ -47,13 +47,18 @@ fn planned(args: &PlanArgs) -> Result<(Observed, Plan), Error> {
     let spec = spec::parse(&args.spec.to_string_lossy(), &bytes)?;
     observe::check_host()?;
     refuse_open(&files)?;
-    let ahead = Ahead::ask();
+    let ahead = ahead(&spec);
     let observed = observe::observe(&files, &observe::connect()?, ahead)?;
     let plan = checked_plan(&files, &spec, &observed)?;
     if let Some(out) = &args.out {
         save(&files, out, &args.spec, &SavedPlan::new(&spec, &observed, &plan))?;
     }
     Ok((observed, plan))
+}
+
+/// Asks sshd, before anything else, what a plan for this spec has to know.
+pub(super) fn ahead(spec: &Spec) -> Ahead {
+    if spec.ssh.profile.is_some() { Ahead::ask_all() } else { Ahead::ask() }
 }
 
 /// While a transaction is open the host is not what it will be.

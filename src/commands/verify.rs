@@ -1,7 +1,7 @@
 //! `harden verify`.
 
 use harden::error::{Error, exit};
-use harden::observe::{self, Ahead};
+use harden::observe;
 use harden::plan::Change;
 use harden::report::{human, json};
 use harden::spec::{self, Spec};
@@ -9,7 +9,7 @@ use harden::sys::Files;
 use harden::verify;
 
 use super::input::read_input;
-use super::plan::{checked_plan, refuse_open};
+use super::plan::{ahead, checked_plan, refuse_open};
 use super::{complain, need_root, print_json, say};
 use crate::cli::{Format, VerifyArgs};
 
@@ -61,7 +61,7 @@ fn verified(args: &VerifyArgs) -> Result<Found, Error> {
 
 /// The proof that an apply makes in the end, and what an apply would do now.
 fn proven(files: &Files, spec: &Spec) -> Result<Found, Error> {
-    let ahead = Ahead::ask();
+    let ahead = ahead(spec);
     let observed = observe::observe(files, &observe::connect()?, ahead)?;
     let plan = match checked_plan(files, spec, &observed) {
         Ok(plan) => plan,

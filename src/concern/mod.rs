@@ -5,6 +5,7 @@
 
 pub mod command_line;
 pub mod listening;
+pub mod profile;
 pub mod sshd_config;
 pub mod units;
 

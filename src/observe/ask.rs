@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 
 use super::Verdict;
 use crate::sshd::Effective;
+use crate::sshd::algorithms::Algorithms;
 use crate::sshd::release::Release;
 use crate::sys::files::Meta;
 use crate::sys::{self, Command, Files, Image};
@@ -15,19 +16,38 @@ use crate::sys::{self, Command, Files, Image};
 pub struct Ahead {
     verdict: JoinHandle<Verdict>,
     release: JoinHandle<Option<Release>>,
+    algorithms: Option<JoinHandle<Algorithms>>,
+}
+
+/// What sshd and ssh said.
+pub(super) struct Said {
+    /// Which release it is.
+    pub(super) release: Release,
+    /// What it can do.
+    pub(super) algorithms: Algorithms,
+    /// What its configuration amounts to, when it has said so.
+    pub(super) verdict: JoinHandle<Verdict>,
 }
 
 impl Ahead {
     /// Asks now.
     pub fn ask() -> Self {
         let release = std::thread::spawn(ask_release);
-        Self { verdict: std::thread::spawn(|| ask_sshd(None, &[])), release }
+        let verdict = std::thread::spawn(|| ask_sshd(None, &[]));
+        Self { verdict, release, algorithms: None }
     }
 
-    /// Which release it is, and what it will say.
-    pub(super) fn apart(self) -> (Release, JoinHandle<Verdict>) {
-        // Where it does not say, the newest is as good a guess as any.
-        (self.release.join().ok().flatten().unwrap_or_default(), self.verdict)
+    /// Asks now, and for the algorithms that OpenSSH has too.
+    pub fn ask_all() -> Self {
+        let algorithms = std::thread::spawn(ask_algorithms);
+        Self { algorithms: Some(algorithms), ..Self::ask() }
+    }
+
+    pub(super) fn said(self) -> Said {
+        let algorithms = self.algorithms.and_then(|asked| asked.join().ok()).unwrap_or_default();
+        // Where it does not say which release it is, the newest is as good a guess as any.
+        let release = self.release.join().ok().flatten().unwrap_or_default();
+        Said { release, algorithms, verdict: self.verdict }
     }
 }
 
@@ -40,6 +60,14 @@ fn ask_release() -> Option<Release> {
     // Before 9.3 `-V` is no option, and the answer is the usage, which begins with the release.
     let said = Command::new(&sshd_program()?).arg("-V").run().ok()?;
     Release::parse(&said.stderr)
+}
+
+fn ask_algorithms() -> Algorithms {
+    let ssh = sys::find_program(&["/usr/bin/ssh"]).unwrap_or_default();
+    let ask = |query: &str| Command::new(&ssh).args(["-Q", query]).run();
+    Algorithms::parse(
+        Algorithms::QUERIES.map(|query| ask(query).map(|said| said.stdout).unwrap_or_default()),
+    )
 }
 
 /// sshd by fixed path, never by `PATH`.

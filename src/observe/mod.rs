@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use ask::{Ahead, ask_sshd, sshd_program};
 pub use read::{check_clients, check_host, config_tree, connect, no_bus, observe};
 
+use crate::sshd::algorithms::Algorithms;
 use crate::sshd::release::Release;
 use crate::sshd::{ConfigFile, ConfigTree, Effective, options};
 use crate::sys::process::Process;
@@ -37,6 +38,8 @@ pub struct Observed {
     pub ipv6: bool,
     /// The release of sshd.
     pub release: Release,
+    /// What OpenSSH can do here; empty where the spec does not need to know.
+    pub algorithms: Algorithms,
     /// sshd's configuration files.
     pub config: ConfigTree,
     /// What sshd makes of them.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::ask::{Ahead, answer, ask_sshd, sshd_program};
+use super::ask::{Ahead, Said, answer, ask_sshd, sshd_program};
 use super::{
     CommandLine, Listener, MAIN_CONFIG, NOT_TO_BE_RUN, Observed, Owner, UNIT_FOLDER, Verdict,
 };
@@ -27,13 +27,13 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let (service, socket) = units(systemd)?;
     let listeners = listeners(systemd, &service, &socket)?;
     let mut unseen = Vec::new();
-    let (release, asked) = ahead.apart();
+    let Said { release, algorithms, verdict } = ahead.said();
     let config = config_tree(files, &release, &mut unseen);
     let command_line = command_line(files, &service);
     let unit_files = unit_files(files, [&service, &socket]);
     // Options on sshd's command line are rare; where there are some, it is asked again.
     let effective = match command_line.settings().as_slice() {
-        [] => answer(asked),
+        [] => answer(verdict),
         settings => ask_sshd(None, settings),
     };
     if let Verdict::Unseen(why) = &effective {
@@ -52,6 +52,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         not_to_be_run: files.exists(Path::new(NOT_TO_BE_RUN)),
         links: links(files, &unit_files, [&service, &socket]),
         release,
+        algorithms,
         config,
         effective,
         command_line,

@@ -232,11 +232,14 @@ pub struct Part {
 /// # Errors
 /// A refusal where no way is safe: the reason, and what to do.
 pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
+    let (spec, about_profile) = concern::profile::resolve(spec, observed)?;
+    let spec = &spec;
     let listening = concern::listening::desired(spec, observed)?;
     let config = concern::sshd_config::rewrite(spec, observed, &listening)?;
     let options = concern::command_line::rewrite(spec, observed, &listening)?;
 
     let mut warnings = unseen(observed);
+    warnings.extend(about_profile);
     warnings.extend(config.part.warnings);
     let mut files = config.part.files;
     files.extend(options.part.files);

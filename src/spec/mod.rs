@@ -54,6 +54,8 @@ pub struct Ssh {
     pub listen: Option<Vec<IpAddr>>,
     /// Who holds the listening socket.
     pub socket: SocketMode,
+    /// Values that harden knows to be good; `settings` win over them.
+    pub profile: Option<Choice>,
     /// sshd_config settings, in the order of the spec.
     pub settings: Vec<Setting>,
     /// Settings for some connections only, in the order of the spec: the first block that applies wins.
@@ -77,6 +79,36 @@ impl Ssh {
     pub fn blocks(&self) -> Vec<(String, Values)> {
         let block = |block: &MatchBlock| (block.criteria.clone(), values(&block.settings));
         self.matches.iter().map(block).collect()
+    }
+}
+
+/// `ssh.profile`, and where it stands in the spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// Which one.
+    pub profile: Profile,
+    /// Where it stands.
+    pub at: Span,
+}
+
+/// A set of values for sshd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Keeps out nobody who has a key and a client of the last ten years.
+    Recommended,
+    /// For hosts whose users are known, and have modern keys.
+    Strict,
+    /// As `Recommended`, and every key exchange withstands a quantum computer.
+    PostQuantum,
+}
+
+impl std::fmt::Display for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Recommended => "recommended",
+            Self::Strict => "strict",
+            Self::PostQuantum => "post-quantum",
+        })
     }
 }
 

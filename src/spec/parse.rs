@@ -8,10 +8,10 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde_yaml::{Location, Spanned};
 
 use super::schema::{
-    AutoOff, Document, MatchSection, OneOrMany, Profile, SafetySection, Scalar, Settings, Socket,
-    SshSection,
+    AutoOff, Document, MatchSection, OneOrMany, ProfileName, SafetySection, Scalar, Settings,
+    Socket, SshSection,
 };
-use super::{MAX_SIZE, MatchBlock, Safety, Setting, SocketMode, Span, Spec, Ssh};
+use super::{Choice, MAX_SIZE, MatchBlock, Profile, Safety, Setting, SocketMode, Span, Spec, Ssh};
 use crate::error::SpecError;
 use crate::sshd::release::Release;
 use crate::sshd::syntax::{parse_line, quote_arg};
@@ -175,11 +175,6 @@ impl Source {
     }
 
     fn ssh(&self, section: SshSection) -> Result<Ssh> {
-        if let Some(profile) =
-            section.profile.as_ref().filter(|profile| profile.value != Profile::None)
-        {
-            return Err(self.unsupported(profile, "ssh.profile", "`none`"));
-        }
         let ports = section.port.as_ref().map(|value| self.ports(value)).transpose()?;
         let listen = section.listen.as_ref().map(|value| self.addresses(value)).transpose()?;
         let socket = match section.socket.map(|socket| socket.value) {
@@ -187,11 +182,21 @@ impl Source {
             Some(Socket::Enabled) => SocketMode::Enabled,
             Some(Socket::Keep) | None => SocketMode::Keep,
         };
+        let choice = |name: &Spanned<ProfileName>| {
+            let profile = match name.value {
+                ProfileName::None => return None,
+                ProfileName::Recommended => Profile::Recommended,
+                ProfileName::Strict => Profile::Strict,
+                ProfileName::PostQuantum => Profile::PostQuantum,
+            };
+            Some(Choice { profile, at: self.span(&name.defined) })
+        };
+        let profile = section.profile.as_ref().and_then(choice);
         let settings = self.settings(section.settings.unwrap_or_default())?;
         let matches = section.matches.unwrap_or_default();
         let matches =
             matches.into_iter().map(|block| self.match_block(block)).collect::<Result<_>>()?;
-        Ok(Ssh { ports, listen, socket, settings, matches })
+        Ok(Ssh { ports, listen, socket, profile, settings, matches })
     }
 
     /// A block of `ssh.match`, as a `Match` line and what stands below it.

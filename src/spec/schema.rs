@@ -39,7 +39,7 @@ pub(super) struct SshSection {
     #[serde(default, deserialize_with = "given")]
     pub(super) socket: Option<Spanned<Socket>>,
     #[serde(default, deserialize_with = "given")]
-    pub(super) profile: Option<Spanned<Profile>>,
+    pub(super) profile: Option<Spanned<ProfileName>>,
     #[serde(default, deserialize_with = "given")]
     pub(super) settings: Option<Settings>,
     #[serde(default, deserialize_with = "given", rename = "match")]
@@ -79,9 +79,10 @@ pub(super) enum Socket {
     Keep,
 }
 
+/// `none`, or one of harden's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Profile {
+pub(super) enum ProfileName {
     None,
     Recommended,
     Strict,

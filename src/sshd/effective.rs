@@ -36,6 +36,11 @@ impl Effective {
             .map_or(&[], Vec::as_slice)
     }
 
+    /// Every keyword that is printed: those that this sshd has.
+    pub fn keywords(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
+    }
+
     /// Keywords whose values differ.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let keywords: std::collections::BTreeSet<&String> =

@@ -2,6 +2,7 @@
 //!
 //! Pure: everything here works on text that others have read.
 
+pub mod algorithms;
 pub mod criteria;
 pub mod effective;
 pub mod keywords;
