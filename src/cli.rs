@@ -47,6 +47,11 @@ pub(crate) enum Command {
     /// The same proof as after `apply`: listeners and who holds them, units, values in every Match
     /// block, an SSH key exchange with every address. Exits with 3 where something differs.
     Verify(VerifyArgs),
+    /// Say why sshd does not listen where its configuration says, and what mends it
+    ///
+    /// Names the cause with its evidence: a socket unit that owns the port, an sshd that systemd has lost,
+    /// options on the command line, and others. Changes nothing; exits with 3 where it found one.
+    Doctor,
     /// Confirm a change, from a new session through the new listener
     Confirm(ConfirmArgs),
     /// Take the open transaction back, or undo an earlier one

@@ -11,6 +11,7 @@
 //! [`transaction`] changes it. A managed thing is one file in [`concern`].
 
 pub mod concern;
+pub mod doctor;
 pub mod error;
 pub mod observe;
 pub mod plan;

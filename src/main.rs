@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     let code = match &cli.command {
         Command::Plan(args) => commands::plan_command(args, cli.output),
         Command::Apply(args) => commands::apply_command(args, cli.output),
+        Command::Doctor => commands::doctor_command(cli.output),
         Command::Verify(args) => commands::verify_command(args, cli.output),
         Command::Confirm(args) => commands::confirm_command(args, cli.output),
         Command::Rollback(args) => commands::rollback_command(args, cli.output),

@@ -69,7 +69,7 @@ const BAD: [(&str, &str, &str, &str); 35] = [
         "version: 1\nssh: {profile: paranoid}\n",
         "2:16",
         "unknown variant `paranoid`",
-        "`none`, `recommended`, `strict`, `post-quantum`",
+        "none, recommended, strict, post-quantum",
     ),
     (
         "version: 1\nssh:\n  match:\n    - criteria: {Colour: red}\n      settings: {Banner: none}\n",

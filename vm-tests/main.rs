@@ -15,6 +15,7 @@ mod campaign;
 mod contract;
 mod differential;
 mod dirty;
+mod doctor;
 mod durability;
 mod effective;
 mod faults;

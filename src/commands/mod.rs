@@ -3,6 +3,7 @@
 mod agent;
 mod apply;
 mod confirm;
+mod doctor;
 mod input;
 mod plan;
 mod rollback;
@@ -20,6 +21,7 @@ use harden::sys;
 pub(crate) use agent::{guard_command, recover_command, worker_command};
 pub(crate) use apply::apply_command;
 pub(crate) use confirm::confirm_command;
+pub(crate) use doctor::doctor_command;
 pub(crate) use plan::plan_command;
 pub(crate) use rollback::rollback_command;
 pub(crate) use status::{history_command, status_command};

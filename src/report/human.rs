@@ -6,6 +6,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 
 use super::json::{OpenTransaction, PastTransaction};
+use crate::doctor::{Finding, Fix};
 use crate::error::ErrorReport;
 use crate::observe::Observed;
 use crate::plan::{Change, Op, Plan, Step};
@@ -82,6 +83,39 @@ pub fn verified(
         }
     }
     warnings(out, notes)
+}
+
+/// Writes what `harden doctor` found.
+///
+/// # Errors
+/// Those of the writer.
+pub fn diagnosis(out: &mut dyn Write, findings: &[Finding], unseen: &[String]) -> io::Result<()> {
+    if findings.is_empty() {
+        writeln!(out, "{GREEN}healthy{GREEN:#}: sshd listens where its configuration says")?;
+    }
+    for (index, finding) in findings.iter().enumerate() {
+        if index > 0 {
+            writeln!(out)?;
+        }
+        let Finding { cause, message, evidence, fix } = finding;
+        writeln!(out, "{RED}{cause}{RED:#}")?;
+        writeln!(out, "{}", indented(message, 2))?;
+        for fact in evidence {
+            writeln!(out, "{}", textwrap::fill(fact, options("  - ", "    ")))?;
+        }
+        match fix {
+            Fix::Command(command) => writeln!(out, "  {CYAN}run{CYAN:#}: {command}")?,
+            Fix::Advice(advice) => {
+                let text = indented(&format!("fix: {advice}"), 2);
+                writeln!(out, "{text}")?;
+            }
+            Fix::Spec(section) => writeln!(
+                out,
+                "  {CYAN}harden apply{CYAN:#} with this spec:\n    version: 1\n    ssh: {section}"
+            )?,
+        }
+    }
+    warnings(out, &unseen.iter().map(|what| format!("could not see {what}")).collect::<Vec<_>>())
 }
 
 /// What the last step of every plan is.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::doctor::Finding;
 use crate::error::ErrorReport;
 use crate::plan::{Change, Plan};
 
@@ -85,6 +86,28 @@ impl VerifyReport {
     /// Reports that nothing can be said.
     pub fn failed(error: ErrorReport) -> Self {
         Self { error: Some(error), holds: false, ..Self::of(Vec::new(), Vec::new(), Vec::new()) }
+    }
+}
+
+/// `doctor --output json`.
+#[derive(Debug, Serialize)]
+pub struct DoctorReport<'f> {
+    version: u32,
+    healthy: bool,
+    findings: &'f [Finding],
+    warnings: &'f [String],
+    error: Option<ErrorReport>,
+}
+
+impl<'f> DoctorReport<'f> {
+    /// Reports what is wrong, and what could not be seen.
+    pub fn of(findings: &'f [Finding], warnings: &'f [String]) -> Self {
+        Self { version: VERSION, healthy: findings.is_empty(), findings, warnings, error: None }
+    }
+
+    /// Reports that nothing can be said.
+    pub fn failed(error: ErrorReport) -> Self {
+        Self { error: Some(error), healthy: false, ..Self::of(&[], &[]) }
     }
 }
 

@@ -410,7 +410,10 @@ fn explain(text: &str) -> (String, String) {
         return ("not a number".into(), "expected a whole number".into());
     }
     match text.split_once(", expected ") {
-        Some((message, expected)) => (message.to_owned(), format!("expected {expected}")),
+        Some((message, expected)) => {
+            let expected = expected.strip_prefix("one of ").unwrap_or(expected);
+            (message.to_owned(), format!("expected {expected}"))
+        }
         None => (text.to_owned(), "the YAML cannot be read from here".to_owned()),
     }
 }

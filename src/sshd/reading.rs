@@ -74,6 +74,8 @@ pub struct Problem {
     pub place: String,
     /// What is wrong there.
     pub what: String,
+    /// `FILE:LINE` of the Match line under which it stands, where that is what is wrong.
+    pub block: Option<String>,
 }
 
 /// What sshd follows in one context.
@@ -213,6 +215,7 @@ impl<'t> Reading<'t> {
                 let wrong = |what: Cow<str>| Problem {
                     place: format!("{}:{number}", file.path.display()),
                     what: what.into_owned(),
+                    block: None,
                 };
                 let directive = syntax::read_line(&line, &release);
                 let Some(directive) = directive.map_err(|what| wrong(what.into()))? else {
@@ -391,7 +394,8 @@ impl<'r, 'c> Pass<'r, 'c> {
     }
 
     fn refuse(&mut self, place: &Place, what: &str) {
-        self.problem = Some(Problem { place: place.to_string(), what: what.to_owned() });
+        let block = place.block.map(|block| format!("{}:{}", block.path.display(), block.number));
+        self.problem = Some(Problem { place: place.to_string(), what: what.to_owned(), block });
     }
 
     fn applies_to(&self, block: &Block) -> bool {

@@ -1,0 +1,119 @@
+//! Why sshd does not listen where its configuration says: the cause, what shows it, and what mends it.
+//! Pure: it judges what was observed.
+
+mod causes;
+
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use crate::observe::{Listener, Observed, Owner, Verdict};
+use crate::sshd::Effective;
+use crate::sshd::effective::ports;
+
+/// What is known of a host.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// The host.
+    pub observed: Observed,
+    /// What sshd makes of its files, without its command line.
+    pub files: Verdict,
+    /// A generator that makes ssh.socket from sshd_config at each daemon-reload (Ubuntu, from 24.04 on).
+    pub generator: Option<std::path::PathBuf>,
+}
+
+/// Where Ubuntu's openssh-server has its generator.
+pub const GENERATORS: [&str; 2] = [
+    "/usr/lib/systemd/system-generators/sshd-socket-generator",
+    "/lib/systemd/system-generators/sshd-socket-generator",
+];
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// A stable name: `socket-owns-port`, `orphan`, ...
+    pub cause: &'static str,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// What shows it, one fact each.
+    pub evidence: Vec<String>,
+    /// What mends it.
+    pub fix: Fix,
+}
+
+/// What mends a fault.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fix {
+    /// A command.
+    Command(String),
+    /// The `ssh` section of a spec for `harden apply`.
+    Spec(String),
+    /// Something that only a person can decide.
+    Advice(String),
+}
+
+/// Finds what is wrong, the most fundamental first; nothing on a healthy host.
+pub fn diagnose(case: &Case) -> Vec<Finding> {
+    let sight = Sight::new(case);
+    let mut findings = causes::configuration(case);
+    findings.extend(causes::orphans(&sight));
+    // What follows from those is none of its own.
+    if findings.is_empty() && !sight.agrees() {
+        findings.extend(causes::listeners(&sight));
+    }
+    findings.extend(causes::shadowed(case));
+    findings
+}
+
+/// Where sshd should listen, and where it does.
+struct Sight<'c> {
+    case: &'c Case,
+    /// Every endpoint that the files ask for.
+    wanted: Vec<SocketAddr>,
+    /// Of those, the ones at which no sshd of the two units listens.
+    missing: Vec<SocketAddr>,
+    /// Where one listens that the files do not ask for.
+    extra: Vec<(SocketAddr, String)>,
+}
+
+impl<'c> Sight<'c> {
+    fn new(case: &'c Case) -> Self {
+        let observed = &case.observed;
+        let listen = match &case.files {
+            Verdict::Valid(effective) => Effective::listen(effective),
+            _ => Vec::new(),
+        };
+        let wanted: Vec<SocketAddr> =
+            listen.into_iter().filter(|at| observed.ipv6 || at.is_ipv4()).collect();
+        let held = |listener: &&Listener| listener.ssh && !is_orphan(listener);
+        let served: Vec<(SocketAddr, String)> = observed
+            .listeners
+            .iter()
+            .filter(held)
+            .flat_map(|listener| {
+                let owner = listener.owner.to_string();
+                listener.serves().into_iter().map(move |at| (at, owner.clone()))
+            })
+            .collect();
+        let is_served = |at: &&SocketAddr| served.iter().any(|(other, _)| other == *at);
+        let missing = wanted.iter().filter(|at| !is_served(at)).copied().collect();
+        let extra = served.into_iter().filter(|(at, _)| !wanted.contains(at)).collect();
+        Self { case, wanted, missing, extra }
+    }
+
+    /// The ports that the files ask for, as a list.
+    fn ports(&self) -> String {
+        let ports = ports(&self.wanted);
+        ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    fn agrees(&self) -> bool {
+        self.missing.is_empty() && self.extra.is_empty()
+    }
+}
+
+/// An sshd that systemd does not know as anything's main process.
+fn is_orphan(listener: &Listener) -> bool {
+    listener.ssh && matches!(listener.owner, Owner::Process(_))
+}

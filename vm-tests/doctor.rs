@@ -1,0 +1,211 @@
+//! `harden doctor`: each cause is planted, named, and gone once its remedy has been carried out.
+
+use crate::machine::{Machine, Suite};
+use crate::on_debian;
+use crate::operator::socket_system;
+use crate::state::unchanged;
+
+on_debian!(
+    healthy_hosts_are_healthy,
+    the_socket_owns_the_port,
+    the_service_is_not_where_its_files_say,
+    the_service_does_not_run,
+    the_configuration_is_refused,
+);
+
+/// What the doctor says: the causes, and the whole report.
+fn diagnosis(machine: &Machine) -> (Vec<String>, serde_json::Value) {
+    let ran = unchanged(machine, || machine.exec("harden doctor --output json"));
+    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    assert_eq!(ran.code, if findings.is_empty() { 0 } else { 3 }, "{ran:?}");
+    assert_eq!(report["healthy"], findings.is_empty());
+    let causes = findings.iter().map(|finding| finding["cause"].as_str().unwrap().to_owned());
+    (causes.collect(), report)
+}
+
+#[track_caller]
+fn is_healthy(machine: &Machine) {
+    let (causes, report) = diagnosis(machine);
+    assert_eq!(causes, Vec::<String>::new(), "{report:#}");
+    machine.exec("harden doctor").code(0);
+}
+
+/// One cause is named; its remedy, carried out as it is written, makes the host healthy.
+#[track_caller]
+fn is_named(machine: &Machine, cause: &str) -> String {
+    let (causes, report) = diagnosis(machine);
+    assert_eq!(causes, [cause], "{report:#}");
+    let finding = &report["findings"][0];
+    let shown = machine.exec("harden doctor").code(3).stdout;
+    assert!(shown.starts_with(&format!("{cause}\n")), "{shown}");
+    assert!(shown.lines().all(|line| line.chars().count() <= 80 || !line.contains(' ')), "{shown}");
+    if let Some(command) = finding["fix"]["command"].as_str() {
+        machine.sh(command);
+        is_healthy(machine);
+    } else if let Some(section) = finding["fix"]["spec"].as_str() {
+        machine.spec(&format!("version: 1\nssh: {section}\n"));
+        machine.apply().code(0);
+        is_healthy(machine);
+    }
+    finding.to_string()
+}
+
+/// A program that is not sshd takes a port.
+fn somebody_listens(machine: &Machine, at: &str) {
+    machine.sh(&format!("systemd-run --quiet --unit=other nc -lk {at}"));
+    machine.wait_for("a listener", &format!("ss -Hltn | grep -q '{}'", at.replace(' ', ":")));
+}
+
+mod cases {
+    use super::*;
+
+    pub(super) fn healthy_hosts_are_healthy(suite: Suite) {
+        let machine = socket_system(suite);
+        is_healthy(&machine);
+        let _open = machine.session(22);
+        is_healthy(&machine);
+        machine.apply().code(0);
+        is_healthy(&machine);
+        machine.root().append(
+            "/etc/ssh/sshd_config",
+            "Match User sftp\nForceCommand internal-sftp\nX11Forwarding no\n",
+        );
+        machine.sh("systemctl restart ssh.service");
+        is_healthy(&machine);
+    }
+
+    pub(super) fn the_socket_owns_the_port(suite: Suite) {
+        let machine = socket_system(suite);
+        machine.root().append("/etc/ssh/sshd_config", "Port 2222\n");
+        let said = is_named(&machine, "socket-owns-port");
+        assert!(said.contains("`Port 2222` (/etc/ssh/sshd_config:"), "{said}");
+
+        // Reloaded after its address changed; systemd 247 keeps the old one.
+        let machine = socket_system(suite);
+        machine.root().write(
+            "/etc/systemd/system/ssh.socket.d/port.conf",
+            "[Socket]\nListenStream=\nListenStream=2222\n",
+        );
+        machine.root().append("/etc/ssh/sshd_config", "Port 2222\n");
+        machine.sh("systemctl daemon-reload");
+        if suite != Suite::Bullseye {
+            is_named(&machine, "stale-socket");
+        }
+
+        // One family alone.
+        let machine = socket_system(suite);
+        machine.root().write(
+            "/etc/systemd/system/ssh.socket.d/port.conf",
+            "[Socket]\nBindIPv6Only=ipv6-only\n",
+        );
+        machine.sh("systemctl daemon-reload; systemctl restart ssh.socket");
+        let said = is_named(&machine, "one-family");
+        assert!(said.contains("nobody listens on 0.0.0.0:22"), "{said}");
+    }
+
+    pub(super) fn the_service_is_not_where_its_files_say(suite: Suite) {
+        let machine = Machine::boot(suite, |_| {});
+        machine.root().append("/etc/ssh/sshd_config", "Port 2222\n");
+        is_named(&machine, "not-restarted");
+
+        machine.root().write("/etc/default/ssh", "SSHD_OPTS=\"-p 2299\"\n");
+        machine.sh("systemctl restart ssh.service");
+        let said = is_named(&machine, "command-line");
+        assert!(said.contains("/etc/default/ssh") && said.contains("-p 2299"), "{said}");
+
+        somebody_listens(&machine, "0.0.0.0 2233");
+        machine.sh("harden rollback -y");
+        machine.root().write("/etc/default/ssh", "SSHD_OPTS=\n");
+        machine
+            .sh("sed -i '/^Port/d' /etc/ssh/sshd_config; echo Port 2233 >> /etc/ssh/sshd_config");
+        machine.sh("systemctl restart ssh.service");
+        let said = is_named(&machine, "port-taken");
+        assert!(
+            said.contains("nc (pid ") && said.contains("systemctl stop other.service"),
+            "{said}"
+        );
+        machine.sh("systemctl stop other.service");
+        is_named(&machine, "one-family");
+    }
+
+    pub(super) fn the_service_does_not_run(suite: Suite) {
+        let machine = Machine::boot(suite, |_| {});
+        machine.sh("systemctl mask --now ssh.service");
+        is_named(&machine, "masked");
+        machine.sh("touch /etc/ssh/sshd_not_to_be_run; systemctl restart ssh.service");
+        is_named(&machine, "condition");
+        machine.sh("systemctl disable --now ssh.service");
+        is_named(&machine, "not-running");
+        machine.root().append("/etc/ssh/sshd_config", "Nonsense\n");
+        machine.exec("for i in 1 2 3 4 5 6; do systemctl restart ssh.service; done");
+        machine.sh("sed -i '/^Nonsense/d' /etc/ssh/sshd_config");
+        is_named(&machine, "failed");
+    }
+
+    pub(super) fn the_configuration_is_refused(suite: Suite) {
+        let machine = Machine::boot(suite, |root| {
+            root.append("/etc/ssh/sshd_config", "Match User sftp\nX11Forwarding no\n");
+        });
+        machine.root().append("/etc/ssh/sshd_config", "Port 2222\n");
+        let said = is_named(&machine, "match-block");
+        assert!(said.contains("not allowed within a Match block"), "{said}");
+        machine.sh("sed -i 's/^Port/Prot/' /etc/ssh/sshd_config");
+        let said = is_named(&machine, "config-invalid");
+        assert!(said.contains("Prot"), "{said}");
+        machine.sh("sed -i '/^Prot/d' /etc/ssh/sshd_config");
+        is_healthy(&machine);
+        // For everybody, and then not for some.
+        machine.sh("sed -i '1i PasswordAuthentication no' /etc/ssh/sshd_config");
+        machine.root().append("/etc/ssh/sshd_config", "PasswordAuthentication yes\n");
+        machine.sh("systemctl restart ssh.service");
+        let said = is_named(&machine, "match-shadowing");
+        assert!(
+            said.contains("`PasswordAuthentication no` does not apply to `Match User sftp`"),
+            "{said}"
+        );
+    }
+}
+
+/// The generator reads sshd_config at a daemon-reload alone.
+#[test]
+fn the_generator_has_not_read_it() {
+    let machine = Machine::boot(Suite::UbuntuLike, |root| root.socket_owns_port(Suite::UbuntuLike));
+    is_healthy(&machine);
+    machine.root().append("/etc/ssh/sshd_config", "Port 2200\n");
+    is_named(&machine, "generator");
+    machine.root().append("/etc/ssh/sshd_config", "Port 2201\n");
+    machine.sh("systemctl daemon-reload");
+    is_named(&machine, "stale-socket");
+}
+
+/// Two ways of half moving from ssh.socket to ssh.service by hand.
+#[test]
+fn half_a_move() {
+    // sshd keeps the descriptor that it was started with.
+    let machine = Machine::boot(Suite::Bookworm, |root| {
+        root.socket_owns_port(Suite::Bookworm);
+        root.append("/etc/ssh/sshd_config", "Port 2222\n");
+    });
+    machine.ssh(22, "systemctl disable --now ssh.socket; systemctl enable --now ssh.service").ok();
+    is_named(&machine, "kept-socket");
+    // systemd loses it.
+    for _ in 0..8 {
+        let machine = Machine::boot(Suite::Trixie, |root| {
+            root.socket_owns_port(Suite::Trixie);
+            root.append("/etc/ssh/sshd_config", "Port 2222\n");
+        });
+        machine
+            .ssh(
+                22,
+                "systemctl stop ssh.socket; systemctl disable ssh.socket; \
+                 systemctl enable ssh.service; systemctl restart ssh.service",
+            )
+            .ok();
+        if machine.ssh(22, "true").code == 0 {
+            is_named(&machine, "orphan");
+            return;
+        }
+    }
+    panic!("the trap never sprang");
+}
