@@ -22,8 +22,8 @@ fn on_spec(command: &str, bytes: &[u8]) -> Output {
 
 /// Spec, place, what is wrong, what was expected.
 const BAD: [(&str, &str, &str, &str); 35] = [
-    ("version: 1\nssh:\n  prot: 22\n", "3:3", "unknown field `prot`", "expected one of port"),
-    ("versoin: 1\n", "1:1", "unknown field `versoin`", "expected one of version"),
+    ("version: 1\nssh:\n  prot: 22\n", "3:3", "unknown field `prot`", "expected port"),
+    ("versoin: 1\n", "1:1", "unknown field `versoin`", "expected version"),
     ("version: 1\nssh:\n  port: 0\n", "3:9", "`0` is not a port", "from 1 to 65535"),
     ("version: 1\nssh:\n  port: 70000\n", "3:9", "`70000` is not a port", "from 1 to 65535"),
     ("version: 1\nssh:\n  port: -1\n", "3:9", "`-1` is not a port", "from 1 to 65535"),
