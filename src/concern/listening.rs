@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::sshd_config::{read, unreadable, without_harden};
 use crate::error::Refusal;
 use crate::observe::{Observed, Owner, Verdict};
 use crate::spec::{SocketMode, Spec};
 use crate::sshd::effective::{addresses, ports};
+use crate::sshd::reading::Effect;
 use crate::sshd::{Effective, options};
 
 /// sshd serves at most this many sockets (servconf.h, `MAX_LISTEN_SOCKS`).
@@ -67,7 +67,11 @@ impl Listening {
 ///
 /// What an earlier spec said of ports and addresses stands until another one says otherwise: a
 /// spec about keys must not move the port back.
-pub(crate) fn desired(spec: &Spec, observed: &Observed) -> Result<Listening, Refusal> {
+pub(crate) fn desired(
+    spec: &Spec,
+    observed: &Observed,
+    globally: &Effect,
+) -> Result<Listening, Refusal> {
     let asked = Asked::new(spec, observed);
     let mode = mode(spec.ssh.socket, observed);
     if mode == Mode::Socket && !observed.socket.exists() {
@@ -84,9 +88,9 @@ pub(crate) fn desired(spec: &Spec, observed: &Observed) -> Result<Listening, Ref
         Mode::Service => observed.service.name.clone(),
         Mode::Socket => observed.socket.name.clone(),
     };
-    let effective = effective(observed)?;
+    let effective = effective(observed, globally);
     let now = present(mode, observed, &effective);
-    let family = family(spec, &asked, observed)?;
+    let family = family(spec, &asked, observed, globally);
     let mut endpoints = wanted(&asked, observed, &now)?;
     endpoints.retain(|endpoint| family.allows(endpoint.ip()));
     endpoints.sort();
@@ -99,7 +103,7 @@ pub(crate) fn desired(spec: &Spec, observed: &Observed) -> Result<Listening, Ref
         Some(ports) => ports.clone(),
         None => ports(&endpoints),
     };
-    let addresses = addresses_to_write(&asked, observed, managed, &endpoints)?;
+    let addresses = addresses_to_write(&asked, globally, managed, &endpoints);
     let any_family = family == Family::MustBeAny;
     Ok(Listening { mode, owner, endpoints, ports, addresses, any_family })
 }
@@ -140,27 +144,17 @@ fn mode(asked: SocketMode, observed: &Observed) -> Mode {
 
 /// What sshd says is in effect; from its files where harden wrote the present values itself, so
 /// that a spec which no longer asks for them is not held to them, or where sshd cannot be asked.
-fn effective(observed: &Observed) -> Result<Effective, Refusal> {
+fn effective(observed: &Observed, globally: &Effect) -> Effective {
     let own = super::sshd_config::earlier_lines(&observed.config);
     let narrowed = own.iter().any(|line| line.is("AddressFamily") || line.is("ListenAddress"));
     match &observed.effective {
-        Verdict::Valid(_) if narrowed => from_files(observed),
-        Verdict::Valid(effective) => Ok(effective.clone()),
-        Verdict::Invalid(said) => Err(Refusal::new(
-            "config-invalid",
-            format!("sshd refuses the present configuration:\n{said}"),
-            "put that right first (sshd -t tells more); harden will not build on a configuration \
-             that sshd cannot read",
-        )),
-        Verdict::Unseen(_) => from_files(observed),
+        Verdict::Valid(effective) if !narrowed => effective.clone(),
+        _ => from_files(globally),
     }
 }
 
 /// The listeners that the files ask for, had harden never written to them.
-fn from_files(observed: &Observed) -> Result<Effective, Refusal> {
-    let config = without_harden(&observed.config);
-    let reading = read(&config, &observed.release)?;
-    let globally = reading.globally().map_err(|problem| unreadable(&problem))?;
+fn from_files(globally: &Effect) -> Effective {
     let values = |keyword: &str| Some(globally.first_args(keyword)).filter(|all| !all.is_empty());
     let hosts = values("ListenAddress").unwrap_or_else(|| vec!["0.0.0.0", "::"]);
     let mut output = String::new();
@@ -174,7 +168,7 @@ fn from_files(observed: &Observed) -> Result<Effective, Refusal> {
             output.push_str(&format!("listenaddress {address}\n"));
         }
     }
-    Ok(Effective::parse(&output))
+    Effective::parse(&output)
 }
 
 /// sshd binds only addresses that the host has (ip(7), ip_nonlocal_bind).
@@ -274,7 +268,7 @@ impl Family {
 
 /// The address family that sshd will have: the spec's, else what stands on its command line or in
 /// others' files.
-fn family(spec: &Spec, asked: &Asked, observed: &Observed) -> Result<Family, Refusal> {
+fn family(spec: &Spec, asked: &Asked, observed: &Observed, globally: &Effect) -> Family {
     let of = |value: &str| match value.to_ascii_lowercase().as_str() {
         "inet" => Family::V4,
         "inet6" => Family::V6,
@@ -283,25 +277,18 @@ fn family(spec: &Spec, asked: &Asked, observed: &Observed) -> Result<Family, Ref
     let setting =
         spec.ssh.settings.iter().find(|s| s.keyword.eq_ignore_ascii_case("AddressFamily"));
     if let Some(value) = setting.and_then(|setting| setting.lines.first()) {
-        return Ok(of(value));
+        return of(value);
     }
     let options = options::parse(&observed.command_line.all());
     let option = options.iter().filter(|_| spec.ssh.listen.is_none()).find_map(|option| {
         let (keyword, value) = option.sets.as_ref()?;
         keyword.eq_ignore_ascii_case("AddressFamily").then(|| of(value))
     });
-    let base = match option {
-        Some(base) => base,
-        None => {
-            let config = without_harden(&observed.config);
-            let reading = read(&config, &observed.release)?;
-            let globally = reading.globally().map_err(|problem| unreadable(&problem))?;
-            globally.first_args("AddressFamily").first().map_or(Family::Any, |value| of(value))
-        }
-    };
+    let file = || globally.first_args("AddressFamily").first().map(|value| of(value));
+    let base = option.or_else(file).unwrap_or(Family::Any);
     let excluded =
         asked.listen.as_ref().is_some_and(|listen| listen.iter().any(|ip| !base.allows(*ip)));
-    Ok(if excluded { Family::MustBeAny } else { base })
+    if excluded { Family::MustBeAny } else { base }
 }
 
 fn check(endpoints: &[SocketAddr]) -> Result<(), Refusal> {
@@ -327,19 +314,17 @@ fn check(endpoints: &[SocketAddr]) -> Result<(), Refusal> {
 /// carries a port of its own and would ignore `Port`.
 fn addresses_to_write(
     asked: &Asked,
-    observed: &Observed,
+    globally: &Effect,
     managed: bool,
     endpoints: &[SocketAddr],
-) -> Result<Vec<IpAddr>, Refusal> {
+) -> Vec<IpAddr> {
     if let Some(listen) = &asked.listen {
-        return Ok(listen.clone());
+        return listen.clone();
     }
     let own_port = |text: &str| {
         text.parse::<SocketAddr>().is_ok()
             || (text.parse::<Ipv6Addr>().is_err() && text.contains(':'))
     };
-    let reading = read(&observed.config, &observed.release)?;
-    let globally = reading.globally().map_err(|problem| unreadable(&problem))?;
     let bound = globally.first_args("ListenAddress").into_iter().any(own_port);
-    Ok(if managed && bound { addresses(endpoints) } else { Vec::new() })
+    if managed && bound { addresses(endpoints) } else { Vec::new() }
 }

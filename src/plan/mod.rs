@@ -234,8 +234,11 @@ pub struct Part {
 pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
     let (spec, about_profile) = concern::profile::resolve(spec, observed)?;
     let spec = &spec;
-    let listening = concern::listening::desired(spec, observed)?;
-    let config = concern::sshd_config::rewrite(spec, observed, &listening)?;
+    let bare = concern::sshd_config::without_harden(observed)?;
+    let reading = concern::sshd_config::read(&bare, &observed.release)?;
+    let globally = reading.globally()?;
+    let listening = concern::listening::desired(spec, observed, &globally)?;
+    let config = concern::sshd_config::rewrite(spec, observed, &bare, &globally, &listening)?;
     let options = concern::command_line::rewrite(spec, observed, &listening)?;
 
     let mut warnings = unseen(observed);

@@ -6,7 +6,7 @@
 //! apply counts, and replaces the global values.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::criteria::{self, Connection, Criterion};
@@ -27,6 +27,10 @@ pub struct Reading<'t> {
 struct Parsed {
     number: usize,
     directive: Directive,
+    /// The name under which the release keeps the keyword.
+    keyword: String,
+    /// Whether it may stand in a Match block.
+    may_be_matched: bool,
     /// Of a `Match` line.
     criteria: Vec<Criterion>,
 }
@@ -40,8 +44,16 @@ pub struct Place<'r> {
     pub number: usize,
     /// The line itself.
     pub directive: &'r Directive,
+    /// The name under which the release keeps the keyword.
+    keyword: &'r str,
     /// The Match line that it stands under.
     pub block: Option<Block<'r>>,
+}
+
+impl<'r> Place<'r> {
+    fn at(&self) -> (&'r Path, usize) {
+        (self.path, self.number)
+    }
 }
 
 /// A `Match` line, as often as sshd comes by.
@@ -146,7 +158,7 @@ impl<'r> Blocks<'r> {
         if !counts_in_match(&keyword, self.release) {
             return Vec::new();
         }
-        let is_it = |place: &&Place| kept_as(&place.directive.keyword, self.release) == keyword;
+        let is_it = |place: &&Place| place.keyword == keyword;
         let lines: Vec<Place<'r>> = self.lines.iter().filter(is_it).copied().collect();
         // Where a keyword yields to another one, all of its lines may count for somebody.
         let follows = match follows(&keyword, self.release) {
@@ -226,7 +238,9 @@ impl<'t> Reading<'t> {
                 } else {
                     Vec::new()
                 };
-                all.push(Parsed { number, directive, criteria });
+                let keyword = kept_as(&directive.keyword, &release);
+                let may_be_matched = may_be_matched(&directive.keyword, &release);
+                all.push(Parsed { number, directive, keyword, may_be_matched, criteria });
             }
             files.insert(file.path.as_path(), all);
         }
@@ -265,6 +279,11 @@ impl<'t> Reading<'t> {
         all.filter(move |directive| directive.is(keyword))
     }
 
+    /// The main file.
+    pub fn main(&self) -> &Path {
+        &self.tree.main
+    }
+
     /// The release that it is read as.
     pub fn release(&self) -> &Release {
         &self.release
@@ -283,11 +302,10 @@ impl<'t> Reading<'t> {
                 _ => {}
             }
             let elsewhere = global.followed.into_iter().chain(global.shadowed);
-            let counted = |place: &Place| {
-                let same = |other: &Place| other.path == place.path && other.number == place.number;
-                chosen.followed.iter().chain(&chosen.shadowed).any(same)
-            };
-            let shadowed: Vec<Place> = elsewhere.filter(|place| !counted(place)).collect();
+            let counted: BTreeSet<_> =
+                chosen.followed.iter().chain(&chosen.shadowed).map(Place::at).collect();
+            let shadowed: Vec<Place> =
+                elsewhere.filter(|place| !counted.contains(&place.at())).collect();
             chosen.shadowed.extend(shadowed);
             keywords.insert(keyword, chosen);
         }
@@ -337,8 +355,8 @@ impl<'r, 'c> Pass<'r, 'c> {
         let mut block = outer;
         let Some((path, lines)) = reading.files.get_key_value(path) else { return };
         for line in lines {
-            let Parsed { number, directive, criteria } = line;
-            let place = Place { path, number: *number, directive, block };
+            let Parsed { number, directive, keyword, may_be_matched, criteria } = line;
+            let place = Place { path, number: *number, directive, keyword, block };
             if directive.is("Match") {
                 let id = self.blocks.len();
                 let within = outer.map(|block| block.id);
@@ -352,7 +370,7 @@ impl<'r, 'c> Pass<'r, 'c> {
             } else if directive.is("Include") {
                 self.include(&place, active, include, depth);
             } else {
-                self.take(place, active);
+                self.take(place, *may_be_matched, active);
             }
             if self.problem.is_some() {
                 return;
@@ -378,9 +396,9 @@ impl<'r, 'c> Pass<'r, 'c> {
         }
     }
 
-    fn take(&mut self, place: Place<'r>, active: bool) {
+    fn take(&mut self, place: Place<'r>, may_be_matched: bool, active: bool) {
         let keyword = &place.directive.keyword;
-        if may_be_matched(keyword, &self.reading.release) {
+        if may_be_matched {
             if active {
                 self.lines.push(place);
             }
@@ -410,20 +428,18 @@ impl<'r, 'c> Pass<'r, 'c> {
     /// The lines of each keyword that are followed, of those that apply.
     fn chosen(self) -> BTreeMap<String, Chosen<'r>> {
         let release = &self.reading.release;
-        let mut all: BTreeMap<String, Vec<Place>> = BTreeMap::new();
+        let mut all: BTreeMap<&str, Vec<Place>> = BTreeMap::new();
         let keys = |place: &&Place| place.directive.is("AuthorizedKeysCommand");
         let keys_command = self.lines.iter().position(|place| keys(&place));
         let mut early: Vec<bool> = Vec::new();
         for (at, place) in self.lines.into_iter().enumerate() {
-            let keyword = kept_as(&place.directive.keyword, release);
-            if keyword == "authorizedprincipalscommand" {
+            if place.keyword == "authorizedprincipalscommand" {
                 early.push(keys_command.is_none_or(|command| at < command));
             }
-            all.entry(keyword).or_default().push(place);
+            all.entry(place.keyword).or_default().push(place);
         }
-        let choose = |(keyword, places): (String, Vec<Place<'r>>)| {
-            let chosen = choose(follows(&keyword, release), places, &early);
-            (keyword, chosen)
+        let choose = |(keyword, places): (&str, Vec<Place<'r>>)| {
+            (keyword.to_owned(), choose(follows(keyword, release), places, &early))
         };
         all.into_iter().map(choose).filter(|(_, chosen)| !chosen.followed.is_empty()).collect()
     }
@@ -459,10 +475,9 @@ fn choose<'r>(follows: Follows, places: Vec<Place<'r>>, early: &[bool]) -> Chose
             early.iter().rposition(|early| *early).into_iter().collect()
         }
         Follows::EachName => {
-            let names: Vec<_> = places.iter().map(|place| arg(place, 0)).collect();
-            let is_first =
-                |at: &usize| names.iter().position(|n| Some(n) == names.get(*at)) == Some(*at);
-            (0..places.len()).filter(is_first).collect()
+            let mut seen = BTreeSet::new();
+            let all = places.iter().enumerate();
+            all.filter(|(_, place)| seen.insert(arg(place, 0))).map(|(at, _)| at).collect()
         }
         Follows::FirstForEachArgument => {
             let mut both: Vec<usize> =
@@ -471,6 +486,7 @@ fn choose<'r>(follows: Follows, places: Vec<Place<'r>>, early: &[bool]) -> Chose
             both
         }
     };
+    let followed: BTreeSet<usize> = followed.into_iter().collect();
     let mut chosen = Chosen::default();
     for (at, place) in places.into_iter().enumerate() {
         if followed.contains(&at) { &mut chosen.followed } else { &mut chosen.shadowed }

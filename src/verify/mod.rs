@@ -93,8 +93,9 @@ pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
             lost.keyword, lost.wanted, lost.actual
         )];
     }
-    let (tree, release) = (&observed.config, &observed.release);
-    match sshd_config::lost(&expect.settings, &expect.matches, tree, release) {
+    let wanted = sshd_config::Wanted { values: &expect.settings, blocks: &expect.matches };
+    let reading = sshd_config::read(&observed.config, &observed.release);
+    match reading.and_then(|reading| sshd_config::lost(&wanted, &reading)) {
         Ok(None) => Vec::new(),
         Ok(Some(lost)) => vec![format!(
             "`{}` is not in effect for `Match {}`: {} says `{}`",

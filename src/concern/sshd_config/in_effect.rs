@@ -1,23 +1,27 @@
 //! Whether what the spec says takes effect for everybody whom it is meant for: Match blocks of others win
 //! over everything outside them, and the first block that applies wins over later ones. Pure.
 
-use super::{is_own, read, unreadable};
+use super::is_own;
 use crate::error::Refusal;
 use crate::spec::Values;
+use crate::sshd::Effective;
 use crate::sshd::keywords::{Follows, follows};
-use crate::sshd::reading::{Block, Chosen, Place};
+use crate::sshd::reading::{Block, Chosen, Place, Reading};
 use crate::sshd::release::Release;
 use crate::sshd::syntax::{Directive, quote_arg};
-use crate::sshd::{ConfigTree, Effective};
+
+/// What a spec asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'s> {
+    /// For everybody.
+    pub(crate) values: &'s Values,
+    /// For some: what stands behind `Match`, and the values.
+    pub(crate) blocks: &'s [(String, Values)],
+}
 
 /// Refuses a spec of which something would not take effect.
-pub(super) fn refuse_lost(
-    settings: &Values,
-    matches: &[(String, Values)],
-    tree: &ConfigTree,
-    release: &Release,
-) -> Result<(), Refusal> {
-    let Some(lost) = lost(settings, matches, tree, release)? else { return Ok(()) };
+pub(crate) fn refuse_lost(wanted: &Wanted, reading: &Reading) -> Result<(), Refusal> {
+    let Some(lost) = lost(wanted, reading)? else { return Ok(()) };
     let Lost { keyword, lines, of, criteria, place, says } = lost;
     let value = format!("`{keyword} {}` would not take effect", lines.join("; "));
     let message = match of {
@@ -56,22 +60,20 @@ pub(crate) struct Lost<'s> {
 /// # Errors
 /// A refusal where sshd would not read the configuration at all.
 pub(crate) fn lost<'s>(
-    settings: &'s Values,
-    matches: &'s [(String, Values)],
-    tree: &ConfigTree,
-    release: &Release,
+    wanted: &Wanted<'s>,
+    reading: &Reading,
 ) -> Result<Option<Lost<'s>>, Refusal> {
-    let reading = read(tree, release)?;
-    let blocks = reading.blocks().map_err(|problem| unreadable(&problem))?;
-    let mut everywhere = settings.iter().map(|value| (None, value));
-    let in_blocks = matches
+    let blocks = reading.blocks()?;
+    let mut everywhere = wanted.values.iter().map(|value| (None, value));
+    let in_blocks = wanted
+        .blocks
         .iter()
         .flat_map(|(of, values)| values.iter().map(move |value| (Some(of.as_str()), value)));
     let found = |(of, (keyword, lines)): (Option<&'s str>, &'s (String, Vec<String>))| {
         let all = blocks.follow(keyword);
         let (criteria, place, says) = match of {
-            None => defeated(keyword, lines, all, release),
-            Some(of) => contested(of, keyword, lines, &all, tree, release),
+            None => defeated(keyword, lines, all, reading.release()),
+            Some(of) => contested(of, keyword, lines, &all, reading),
         }?;
         Some(Lost { keyword, lines, of, criteria, place, says })
     };
@@ -114,17 +116,17 @@ fn contested(
     keyword: &str,
     lines: &[String],
     all: &[(Block, Chosen)],
-    tree: &ConfigTree,
-    release: &Release,
+    reading: &Reading,
 ) -> Option<By> {
     let is_ours = |block: &Block| {
         is_own(block.path) && block.within.is_none() && block.directive.rest.trim() == criteria
     };
     let Some((ours, chosen)) = all.iter().find(|(block, _)| is_ours(block)) else {
         let nothing = "nothing that reads it".to_owned();
-        return Some((criteria.to_owned(), tree.main.display().to_string(), nothing));
+        return Some((criteria.to_owned(), reading.main().display().to_string(), nothing));
     };
-    let first_wins = matches!(follows(keyword, release), Follows::First | Follows::FirstThatSays);
+    let first_wins =
+        matches!(follows(keyword, reading.release()), Follows::First | Follows::FirstThatSays);
     let others = all.iter().filter(|(block, _)| !is_own(block.path));
     let others = others.filter(|(block, _)| !first_wins || block.id < ours.id);
     let mut said = others.map(|(block, chosen)| (block, chosen)).chain([(ours, chosen)]);

@@ -5,15 +5,15 @@ mod in_effect;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-pub(crate) use in_effect::lost;
+pub(crate) use in_effect::{Wanted, lost, refuse_lost};
 
 use super::listening::Listening;
 use crate::error::Refusal;
-use crate::observe::Observed;
+use crate::observe::{Observed, Verdict};
 use crate::plan::{FileChange, Part};
 use crate::spec::{MatchBlock, Spec};
 use crate::sshd::keywords::{Follows, follows, same};
-use crate::sshd::reading::{Place, Problem, Reading};
+use crate::sshd::reading::{Effect, Place, Problem, Reading};
 use crate::sshd::release::Release;
 use crate::sshd::syntax::{Directive, parse_line};
 use crate::sshd::tree::pattern_reads;
@@ -47,17 +47,20 @@ pub struct Rewritten {
 pub(crate) fn rewrite(
     spec: &Spec,
     observed: &Observed,
+    bare: &ConfigTree,
+    globally: &Effect,
     listening: &Listening,
 ) -> Result<Rewritten, Refusal> {
     let lines = own_lines(spec, listening);
     let mut keywords = listening.keywords();
     keywords.extend(spec.ssh.settings.iter().map(|setting| setting.keyword.clone()));
 
-    let mut tree = without_harden(&observed.config);
     let release = &observed.release;
-    let aside = set_aside(&mut tree, &lines, &keywords, release)?;
+    let aside = in_the_way(globally, &lines, &keywords, release);
+    let tree = set_aside(bare, &aside);
     let blocks = match_lines(&spec.ssh.matches);
-    let (candidate, placed) = place(&tree, &lines, &blocks, &keywords, release)?;
+    let wanted = Wanted { values: &spec.ssh.values(), blocks: &spec.ssh.blocks() };
+    let (candidate, placed) = place(&tree, &lines, &blocks, &keywords, &wanted, release)?;
 
     let mut files = Vec::new();
     for file in &candidate.files {
@@ -87,7 +90,6 @@ pub(crate) fn rewrite(
     }
     // The new lines come before the old ones go: in between, sshd would serve both ports.
     files.sort_by_key(|file| !is_own(&file.path));
-    in_effect::refuse_lost(&spec.ssh.values(), &spec.ssh.blocks(), &candidate, release)?;
     let mut warnings = dropped_warnings(&observed.config, &keywords);
     warnings.extend(dropped_blocks(&observed.config, &spec.ssh.matches));
     Ok(Rewritten { part: Part { files, warnings }, candidate })
@@ -151,7 +153,22 @@ fn dropped_warnings(tree: &ConfigTree, keywords: &[String]) -> Vec<String> {
 }
 
 /// The configuration as it would be had harden never written to it.
-pub(crate) fn without_harden(tree: &ConfigTree) -> ConfigTree {
+///
+/// # Errors
+/// Refuses one that sshd does not read as it is.
+pub(crate) fn without_harden(observed: &Observed) -> Result<ConfigTree, Refusal> {
+    match &observed.effective {
+        Verdict::Invalid(said) => Err(Refusal::new(
+            "config-invalid",
+            format!("sshd refuses the present configuration:\n{said}"),
+            "put that right first (sshd -t tells more); harden will not build on a configuration \
+             that sshd cannot read",
+        )),
+        Verdict::Valid(_) | Verdict::Unseen(_) => Ok(bare(&observed.config)),
+    }
+}
+
+fn bare(tree: &ConfigTree) -> ConfigTree {
     let mut tree = tree.clone();
     tree.files.retain(|file| !is_own(&file.path));
     for paths in tree.includes.values_mut() {
@@ -194,29 +211,26 @@ fn map_lines(text: &str, mut change: impl FnMut(usize, &str) -> String) -> Strin
 /// # Errors
 /// The line that sshd does not accept.
 pub(crate) fn read<'t>(tree: &'t ConfigTree, release: &Release) -> Result<Reading<'t>, Refusal> {
-    Reading::new(tree, release.clone()).map_err(|problem| unreadable(&problem))
+    Ok(Reading::new(tree, release.clone())?)
 }
 
 /// A line at which sshd gives up.
-pub(crate) fn unreadable(problem: &Problem) -> Refusal {
-    Refusal::new(
-        "config-invalid",
-        format!("sshd does not accept {}: {}", problem.place, problem.what),
-        "mend that line first: `sshd -t` says whether it is well",
-    )
+impl From<Problem> for Refusal {
+    fn from(Problem { place, what, .. }: Problem) -> Self {
+        Self::new(
+            "config-invalid",
+            format!("sshd does not accept {place}: {what}"),
+            "mend that line first: `sshd -t` says whether it is well",
+        )
+    }
 }
 
 /// Where a line stands.
 type At = (PathBuf, usize);
 
-/// Comments out lines elsewhere that would not give way to the spec's; returns where they stood.
-fn set_aside(
-    tree: &mut ConfigTree,
-    own: &[String],
-    keywords: &[String],
-    release: &Release,
-) -> Result<BTreeSet<At>, Refusal> {
-    let places = in_the_way(tree, own, keywords, release)?;
+/// Comments out lines.
+fn set_aside(tree: &ConfigTree, places: &BTreeSet<At>) -> ConfigTree {
+    let mut tree = tree.clone();
     for file in &mut tree.files {
         if !places.iter().any(|(path, _)| *path == file.path) {
             continue;
@@ -229,18 +243,17 @@ fn set_aside(
             }
         });
     }
-    Ok(places)
+    tree
 }
 
-/// Lines outside any Match block that count beside an earlier one of the same keyword, or instead of it.
+/// Lines outside any Match block that would not give way to the spec's: they count beside an earlier one
+/// of the same keyword, or instead of it.
 fn in_the_way(
-    tree: &ConfigTree,
+    globally: &Effect,
     own: &[String],
     keywords: &[String],
     release: &Release,
-) -> Result<BTreeSet<At>, Refusal> {
-    let reading = read(tree, release)?;
-    let globally = reading.globally().map_err(|problem| unreadable(&problem))?;
+) -> BTreeSet<At> {
     let own: Vec<_> = own.iter().filter_map(|line| parse_line(line)).collect();
     let name = |line: &Directive| line.args.first().map(|name| name.to_ascii_lowercase());
     let is_ours = |other: &Directive| {
@@ -253,7 +266,7 @@ fn in_the_way(
     };
     let places = keywords.iter().flat_map(|keyword| globally.lines(keyword));
     let places = places.filter(|place| place.block.is_none() && !stays(place));
-    Ok(places.map(|place| (place.path.to_owned(), place.number)).collect())
+    places.map(|place| (place.path.to_owned(), place.number)).collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -264,18 +277,24 @@ enum Placed {
 }
 
 /// Puts the lines into the drop-in if it is read early enough, else at the top of the main file.
+///
+/// # Errors
+/// Refuses what would not take effect for all whom it is for.
 fn place(
     tree: &ConfigTree,
     lines: &[String],
     blocks: &[String],
     keywords: &[String],
+    wanted: &Wanted,
     release: &Release,
 ) -> Result<(ConfigTree, Placed), Refusal> {
     if lines.is_empty() && blocks.is_empty() {
         return Ok((tree.clone(), Placed::Nowhere));
     }
     let dropped = with_drop_in(tree, lines, blocks);
-    if wins(&dropped, keywords, blocks, release)? {
+    let reading = read(&dropped, release)?;
+    if wins(&reading, keywords, blocks)? {
+        refuse_lost(wanted, &reading)?;
         return Ok((dropped, Placed::DropIn));
     }
     let mut blocked = tree.clone();
@@ -295,6 +314,7 @@ fn place(
     for file in blocked.files.iter_mut().filter(|file| file.path == main) {
         file.text.insert_str(0, &block);
     }
+    refuse_lost(wanted, &read(&blocked, release)?)?;
     Ok((blocked, Placed::Block))
 }
 
@@ -323,21 +343,14 @@ fn with_drop_in(tree: &ConfigTree, lines: &[String], blocks: &[String]) -> Confi
 }
 
 /// Whether sshd reads the drop-in outside any Match block, and follows its lines.
-fn wins(
-    tree: &ConfigTree,
-    keywords: &[String],
-    blocks: &[String],
-    release: &Release,
-) -> Result<bool, Refusal> {
+fn wins(reading: &Reading, keywords: &[String], blocks: &[String]) -> Result<bool, Refusal> {
     let drop_in = Path::new(DROP_IN);
-    let reading = read(tree, release)?;
-    let globally = reading.globally().map_err(|problem| unreadable(&problem))?;
+    let globally = reading.globally()?;
     let is_ours = |place: &Place| place.path == drop_in && place.block.is_none();
     let is_followed = |keyword: &String| {
         globally.of(keyword).is_some_and(|chosen| chosen.followed.iter().any(is_ours))
     };
-    let stand = blocks.is_empty()
-        || reading.blocks().map_err(|problem| unreadable(&problem))?.stand_in(drop_in);
+    let stand = blocks.is_empty() || reading.blocks()?.stand_in(drop_in);
     Ok(stand && keywords.iter().all(is_followed))
 }
 
@@ -405,11 +418,13 @@ mod tests {
             ["Port 2222", "AllowUsers a", "IPQoS none", "PermitRootLogin no", "Subsystem sftp x"];
         let (lines, keywords) = (lines.map(str::to_owned), KEYWORDS.map(str::to_owned));
         let blocks = ["Match User b".to_owned(), "Banner none".to_owned()];
-        let mut written = tree.clone();
-        set_aside(&mut written, &lines, &keywords, release)?;
-        let (written, placed) = place(&written, &lines, &blocks, &keywords, release)?;
+        let reading = read(&tree, release)?;
+        let aside = in_the_way(&reading.globally()?, &lines, &keywords, release);
+        let wanted = Wanted { values: &Vec::new(), blocks: &[] };
+        let written = set_aside(&tree, &aside);
+        let (written, placed) = place(&written, &lines, &blocks, &keywords, &wanted, release)?;
         assert_ne!(placed, Placed::Nowhere);
-        assert_eq!(without_harden(&written).files, tree.files);
+        assert_eq!(bare(&written).files, tree.files);
         Ok(())
     }
 
@@ -418,16 +433,19 @@ mod tests {
         let old = Release { major: 9, minor: 2, name: String::new() };
         let text = "Include sshd_config.d/*.conf\nIPQoS af21\nPort 22\nPermitRootLogin yes\n\
                     Subsystem SFTP y\nSubsystem other y\nMatch User b\nAllowUsers b\n";
-        let mut tree = tree_of(&[("/etc/ssh/sshd_config", text)]);
+        let tree = tree_of(&[("/etc/ssh/sshd_config", text)]);
         let own = ["IPQoS none", "Port 2222", "PermitRootLogin no", "Subsystem sftp x"];
         let (own, keywords) = (own.map(str::to_owned), KEYWORDS.map(str::to_owned));
-        let aside = |release: &Release, tree: &mut ConfigTree| -> Vec<usize> {
-            let aside = set_aside(tree, &own, &keywords, release).unwrap();
-            aside.into_iter().map(|(_, number)| number).collect()
+        let in_the_way = |release: &Release| {
+            let reading = read(&tree, release).unwrap();
+            in_the_way(&reading.globally().unwrap(), &own, &keywords, release)
         };
+        let numbers = |places: &BTreeSet<At>| places.iter().map(|at| at.1).collect::<Vec<_>>();
         // Which of several lines of IPQoS counts depends on the release.
-        assert_eq!(aside(&Release::LATEST, &mut tree.clone()), [3, 5]);
-        assert_eq!(aside(&old, &mut tree), [2, 3, 5]);
+        assert_eq!(numbers(&in_the_way(&Release::LATEST)), [3, 5]);
+        let places = in_the_way(&old);
+        assert_eq!(numbers(&places), [2, 3, 5]);
+        let tree = set_aside(&tree, &places);
         assert!(tree.files[0].text.contains("\n#harden# IPQoS af21\n#harden# Port 22\nPermit"));
     }
 
