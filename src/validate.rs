@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Refusal};
-use crate::observe::{Verdict, ask_sshd};
+use crate::observe::{Observed, Verdict, ask_sshd};
 use crate::plan::Plan;
 use crate::spec::{Setting, Spec};
 use crate::sshd::reading::Reading;
@@ -36,7 +36,7 @@ pub fn candidate(
     let main = scratch.mirror(&plan.candidate)?;
     let effective = match ask_sshd(Some(&main), &plan.options) {
         Verdict::Valid(effective) => effective,
-        Verdict::Unseen(_) => return Ok(None),
+        Verdict::Unseen(why) => return Err(no_answer(&why).into()),
         Verdict::Invalid(said) => return Err(scratch.refusal(spec, plan, &said)),
     };
     values(&plan.expect.settings, &effective, Some(&main), &plan.options).map_err(|lost| {
@@ -53,6 +53,25 @@ pub fn candidate(
         )
     })?;
     Ok(Some(effective))
+}
+
+/// Refuses a host on which sshd does not say what it makes of its configuration, though root asks.
+///
+/// # Errors
+/// A refusal.
+pub fn answers(observed: &Observed) -> Result<(), Refusal> {
+    match &observed.effective {
+        Verdict::Unseen(why) if sys::is_root() => Err(no_answer(why)),
+        _ => Ok(()),
+    }
+}
+
+fn no_answer(why: &str) -> Refusal {
+    Refusal::new(
+        "no-answer",
+        format!("sshd does not say what it makes of its configuration: {why}"),
+        "see what holds it up: sshd -T (a pipe among its files, a name that does not resolve)",
+    )
 }
 
 /// A setting that is not in effect.

@@ -21,6 +21,7 @@ mod effective;
 mod faults;
 mod gap;
 mod handover;
+mod hostile;
 mod login;
 mod machine;
 mod moves;

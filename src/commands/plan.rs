@@ -75,6 +75,7 @@ pub(super) fn refuse_open(files: &Files) -> Result<(), Refusal> {
 
 /// Plans, and lets sshd read the result.
 pub(super) fn checked_plan(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan, Error> {
+    validate::answers(observed)?;
     let mut plan = plan(spec, observed)?;
     if plan.candidate == observed.config {
         return Ok(plan);

@@ -1,0 +1,119 @@
+//! Configurations that nobody would write on purpose: a clear error or the right answer, and nothing
+//! changed before.
+
+use crate::machine::{Machine, Suite};
+use crate::on_debian;
+use crate::state::{Want, assert_state, unchanged};
+
+on_debian!(what_sshd_refuses_is_named, what_sshd_takes_is_applied, ten_thousand_lines);
+
+const SPEC: &str = "version: 1\nssh: {settings: {MaxAuthTries: 3, X11Forwarding: no}}\n";
+const FOLDER: &str = "/etc/ssh/sshd_config.d";
+
+mod cases {
+    use super::*;
+
+    pub(super) fn what_sshd_refuses_is_named(suite: Suite) {
+        let machine = Machine::boot(suite, |_| {});
+        machine.spec(SPEC);
+        let plants = [
+            ("ln -s /nowhere", "50-x.conf: No such file"),
+            (
+                "printf 'Include /etc/ssh/sshd_config\\n' >",
+                "Too many recursive configuration includes",
+            ),
+            ("printf 'MaxAuthTries 5\\0 6\\nX11Forwarding no\\n' >", "50-x.conf"),
+        ];
+        for (plant, said) in plants {
+            machine.sh(&format!("{plant} {FOLDER}/50-x.conf"));
+            let refused = unchanged(&machine, || machine.apply().code(1));
+            assert!(refused.stderr.contains(said), "{plant}: {refused:?}");
+            machine.exec("harden plan spec.yaml").code(1);
+            machine.sh(&format!("rm {FOLDER}/50-x.conf"));
+        }
+        machine.apply().code(0);
+        assert_state(&machine, &Want::service(22).with("maxauthtries 3"));
+    }
+
+    pub(super) fn what_sshd_takes_is_applied(suite: Suite) {
+        let plants = [
+            // A folder by a file's name, and bytes that are no UTF-8.
+            format!("mkdir {FOLDER}/50-x.conf; printf 'Banner /etc/\\377\\n' > {FOLDER}/51-x.conf"),
+            // The same file by several ways, and CRLF.
+            format!(
+                "printf 'X11Forwarding yes\\r\\n' > {FOLDER}/50-x.conf; ln -s 50-x.conf {FOLDER}/51-x.conf; printf 'Include {FOLDER}/50-*.conf\\r\\n' >> /etc/ssh/sshd_config"
+            ),
+            // A NUL behind a value that is whole.
+            format!("printf 'X11Forwarding yes\\0' > {FOLDER}/50-x.conf"),
+        ];
+        for plant in plants {
+            let machine = Machine::boot(suite, |_| {});
+            machine.spec(SPEC);
+            machine.sh(&plant);
+            machine.sh("systemctl restart ssh.service");
+            machine.apply().code(0);
+            assert_state(
+                &machine,
+                &Want::service(22).with("maxauthtries 3").with("x11forwarding no"),
+            );
+            unchanged(&machine, || machine.apply().code(0));
+            machine.exec("harden verify spec.yaml").code(0);
+        }
+    }
+
+    pub(super) fn ten_thousand_lines(suite: Suite) {
+        let machine =
+            Machine::boot(suite, |root| super::large(&|path, text| root.write(path, text)));
+        machine.spec(SPEC);
+        let refused = unchanged(&machine, || machine.apply().code(1)).stderr;
+        let refused = refused.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            refused.contains("`Match User u499`: /etc/ssh/sshd_config.d/99-match.conf:998"),
+            "{refused}"
+        );
+        machine.sh(&format!("sed -i 998d {FOLDER}/99-match.conf; systemctl restart ssh.service"));
+        machine.apply().code(0);
+        unchanged(&machine, || machine.apply().code(0));
+        assert_state(&machine, &Want::service(22).with("x11forwarding no"));
+    }
+}
+
+/// Twenty files with 10,000 lines among them, and 500 Match blocks, of which one allows what the spec forbids.
+pub(crate) fn large(write: &dyn Fn(&str, &str)) {
+    for file in 10..29 {
+        let line = |number: usize| format!("# line {number}\nAcceptEnv LC_{file}_{number}\n");
+        let text: String = (0..240).map(line).collect();
+        write(&format!("{FOLDER}/{file}-x.conf"), &text);
+    }
+    let block = |number: usize| {
+        let value = if number == 499 { "yes" } else { "no" };
+        format!("Match User u{number}\n  X11Forwarding {value}\n")
+    };
+    write(&format!("{FOLDER}/99-match.conf"), &(1..=500).map(block).collect::<String>());
+}
+
+/// Without root a file may be one that cannot be read: that is said, and the rest is planned.
+#[test]
+fn what_cannot_be_read_is_told() {
+    let machine = Machine::boot(Suite::Bookworm, |root| {
+        root.write("/etc/ssh/sshd_config.d/50-x.conf", "X11Forwarding yes\n");
+    });
+    machine.sh(&format!("chmod 600 {FOLDER}/50-x.conf"));
+    machine.spec(SPEC);
+    machine.sh("cp spec.yaml /home/deploy; chmod 644 /home/deploy/spec.yaml");
+    let planned = machine.exec("runuser -u deploy -- harden plan /home/deploy/spec.yaml").code(0);
+    assert!(
+        planned.stdout.contains("could not see /etc/ssh/sshd_config.d/50-x.conf"),
+        "{planned:?}"
+    );
+}
+
+/// A pipe that nobody writes to: sshd waits for ever, and harden does not.
+#[test]
+fn a_pipe_among_the_files_is_not_waited_for() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec(SPEC);
+    machine.sh(&format!("mkfifo {FOLDER}/50-x.conf"));
+    let refused = unchanged(&machine, || machine.apply().code(1));
+    assert!(refused.stderr.contains("no end after"), "{refused:?}");
+}
