@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::hostile::large;
 use crate::machine::{Machine, Suite};
 
 const MOVE: &str = "version: 1\nssh:\n  port: 2222\n  socket: disabled\n";
@@ -59,6 +60,21 @@ fn ratios() {
     }
     let (ours, theirs) = (median(applies).as_secs_f64(), median(recipes).as_secs_f64());
     println!("apply {:.0} ms / recipe {:.0} ms = {:.2}", ours * 1e3, theirs * 1e3, ours / theirs);
+}
+
+/// A plan against one look of sshd's at the same 10,000 lines.
+#[test]
+#[ignore = "a benchmark"]
+fn ten_thousand_lines() {
+    let machine = Machine::boot(Suite::Trixie, |root| large(&|path, text| root.write(path, text)));
+    machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
+    let (mut ours, mut theirs) = (0.0, 0.0);
+    for _ in 0..3 {
+        theirs += inside(&machine, "sshd -T", 21) / 3.0;
+        ours += inside(&machine, "harden plan /root/spec.yaml", 21) / 3.0;
+    }
+    let ratio = ours / theirs;
+    println!("plan of 10,000 lines {ours:.1} ms / sshd -T {theirs:.1} ms = {ratio:.2}");
 }
 
 /// From the worker's death to a whole system, against a restart of sshd: during the trial (back to the

@@ -6,8 +6,9 @@
 //! apply counts, and replaces the global values.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::rc::Rc;
 
 use super::criteria::{self, Connection, Criterion};
 use super::keywords::{Follows, counts_in_match, follows, kept_as, may_be_matched};
@@ -28,7 +29,7 @@ struct Parsed {
     number: usize,
     directive: Directive,
     /// The name under which the release keeps the keyword.
-    keyword: String,
+    keyword: Rc<str>,
     /// Whether it may stand in a Match block.
     may_be_matched: bool,
     /// Of a `Match` line.
@@ -158,7 +159,7 @@ impl<'r> Blocks<'r> {
         if !counts_in_match(&keyword, self.release) {
             return Vec::new();
         }
-        let is_it = |place: &&Place| place.keyword == keyword;
+        let is_it = |place: &&Place| *place.keyword == *keyword;
         let lines: Vec<Place<'r>> = self.lines.iter().filter(is_it).copied().collect();
         // Where a keyword yields to another one, all of its lines may count for somebody.
         let follows = match follows(&keyword, self.release) {
@@ -221,6 +222,7 @@ impl<'t> Reading<'t> {
     /// The first line at which sshd would give up.
     pub fn new(tree: &'t ConfigTree, release: Release) -> Result<Self, Problem> {
         let mut files = BTreeMap::new();
+        let mut known: HashMap<String, (Rc<str>, bool)> = HashMap::new();
         for file in &tree.files {
             let mut all = Vec::new();
             for (number, line) in syntax::lines(&file.text, &release) {
@@ -238,8 +240,10 @@ impl<'t> Reading<'t> {
                 } else {
                     Vec::new()
                 };
-                let keyword = kept_as(&directive.keyword, &release);
-                let may_be_matched = may_be_matched(&directive.keyword, &release);
+                let known = known.entry(directive.keyword.clone()).or_insert_with_key(|keyword| {
+                    (kept_as(keyword, &release).into(), may_be_matched(keyword, &release))
+                });
+                let (keyword, may_be_matched) = known.clone();
                 all.push(Parsed { number, directive, keyword, may_be_matched, criteria });
             }
             files.insert(file.path.as_path(), all);
