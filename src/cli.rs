@@ -139,6 +139,10 @@ pub(crate) struct ApplyArgs {
     #[command(flatten)]
     pub(crate) terms: TermsArgs,
 
+    /// Apply it even though an administrator would be locked out; it is logged who, and why
+    #[arg(long)]
+    pub(crate) force_lockout_risk: bool,
+
     /// Apply from the operator's own machine; not supported yet
     #[arg(long, value_name = "USER@HOST")]
     pub(crate) on: Option<String>,

@@ -13,6 +13,7 @@
 pub mod concern;
 pub mod doctor;
 pub mod error;
+pub mod lockout;
 pub mod observe;
 pub mod plan;
 pub mod report;

@@ -132,20 +132,25 @@ fn winner(plan: &Plan, keyword: &str, release: &Release) -> String {
 }
 
 /// A scratch folder that is removed again.
-struct Scratch<'a> {
+pub(crate) struct Scratch<'a> {
     files: &'a Files,
     folder: PathBuf,
 }
 
 impl<'a> Scratch<'a> {
-    fn new(files: &'a Files) -> Result<Self, Error> {
+    pub(crate) fn new(files: &'a Files) -> Result<Self, Error> {
         let folder = Path::new(SCRATCH).join(format!("candidate-{}", sys::random_hex(4)?));
         files.create_folders(&folder, 0o700)?;
         Ok(Self { files, folder })
     }
 
+    /// Where it is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Copies the tree; returns the path of the copied main file.
-    fn mirror(&self, tree: &ConfigTree) -> Result<PathBuf, Error> {
+    pub(crate) fn mirror(&self, tree: &ConfigTree) -> Result<PathBuf, Error> {
         let (copies, main) = tree.mirrored(&self.folder, &[]);
         for (path, text) in copies {
             self.files.scratch(&path, text.as_bytes())?;

@@ -95,7 +95,7 @@ const BAD: [(&str, &str, &str, &str); 35] = [
         "`settings` is missing",
         "in this mapping",
     ),
-    ("version: 1\nsafety: {admins: [me]}\n", "2:18", "not supported yet", "an empty list"),
+    ("version: 1\nsafety: {admins: []}\n", "2:18", "the list is empty", "names of users"),
     ("version: 1\nsafety: {timeout: 5x}\n", "2:19", "not a length of time", "90s, 5m"),
 ];
 

@@ -22,6 +22,7 @@ mod faults;
 mod gap;
 mod handover;
 mod hostile;
+mod lockout;
 mod login;
 mod machine;
 mod moves;

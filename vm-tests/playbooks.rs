@@ -42,7 +42,7 @@ mod cases {
         let mut machine = Machine::boot(suite, |root| root.socket_owns_port(suite));
         machine.spec(&shipped("recommended.yaml"));
         machine.ssh(22, "harden apply --yes spec.yaml").code(0);
-        let want = Want::service(2222).with("x11forwarding no").with("loglevel VERBOSE");
+        let want = Want::service(2222).with("x11forwarding no").with("loglevel verbose");
         assert_for_good(&mut machine, &want);
     }
 }

@@ -56,7 +56,7 @@ mod cases {
             "version: 1\nssh:\n  profile: recommended\n"
         ));
         machine.apply().code(0);
-        assert_state(&machine, &Want::service(2222).with("loglevel INFO"));
+        assert_state(&machine, &Want::service(2222).with("loglevel info"));
     }
 
     pub(super) fn no_algorithm_is_unknown(suite: Suite) {

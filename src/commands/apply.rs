@@ -20,7 +20,7 @@ use harden::transaction::{Lock, Outcome, front, guard};
 use harden::verify;
 
 use super::input::{MAX_PLAN, read_input};
-use super::plan::{ahead, checked_plan};
+use super::plan::{ahead, checked_plan, forced_plan};
 use super::terminal::{self, Terminal};
 use super::{complain, need_root, print_json, say, tell};
 use crate::cli::{ApplyArgs, Format, TermsArgs};
@@ -116,7 +116,11 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
         saved.check_origin(&name, &spec)?;
         saved.check_host(&observed)?;
     }
-    let plan = checked_plan(&files, &spec, &observed)?;
+    let (plan, forced) = if args.force_lockout_risk {
+        forced_plan(&files, &spec, &observed)?
+    } else {
+        (checked_plan(&files, &spec, &observed)?, Vec::new())
+    };
     show(&observed, &plan, &args.terms, format)?;
     if plan.is_empty() {
         return converged(plan, &observed);
@@ -125,7 +129,7 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
         terminal::ask()?;
         SavedPlan::new(&spec, &observed, &plan).check_host(&machine.observe()?)?;
     }
-    let terms = Terms { spec: name, ..terms(&args.terms, &spec.safety, &observed, &plan) };
+    let terms = Terms { spec: name, forced, ..terms(&args.terms, &spec.safety, &observed, &plan) };
     carry_out(&machine, lock, &observed, plan, terms)
 }
 
@@ -231,6 +235,7 @@ pub(super) fn terms(
         changes: plan.changes.clone(),
         spec: String::new(),
         undoes: None,
+        forced: Vec::new(),
     }
 }
 

@@ -11,7 +11,7 @@ use harden::saved::SavedPlan;
 use harden::spec::{self, Spec};
 use harden::sys::files::Meta;
 use harden::sys::{self, Files, Image};
-use harden::{transaction, validate};
+use harden::{lockout, transaction, validate};
 
 use super::input::read_input;
 use super::{complain, print_json, say};
@@ -73,8 +73,27 @@ pub(super) fn refuse_open(files: &Files) -> Result<(), Refusal> {
     }
 }
 
-/// Plans, and lets sshd read the result.
+/// Plans, lets sshd read the result, and refuses what would lock an administrator out.
 pub(super) fn checked_plan(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan, Error> {
+    let plan = validated(files, spec, observed)?;
+    lockout::refuse(&lockout::risks(files, &spec.safety.admins, observed, &plan)?)?;
+    Ok(plan)
+}
+
+/// The same, for whoever takes the risk: what it is, too.
+pub(super) fn forced_plan(
+    files: &Files,
+    spec: &Spec,
+    observed: &Observed,
+) -> Result<(Plan, Vec<String>), Error> {
+    let mut plan = validated(files, spec, observed)?;
+    let risks = lockout::risks(files, &spec.safety.admins, observed, &plan)?;
+    let risks: Vec<String> = risks.into_iter().map(|risk| risk.message).collect();
+    plan.warnings.extend(risks.iter().map(|risk| format!("--force-lockout-risk: {risk}")));
+    Ok((plan, risks))
+}
+
+fn validated(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan, Error> {
     validate::answers(observed)?;
     let mut plan = plan(spec, observed)?;
     if plan.candidate == observed.config {

@@ -33,6 +33,8 @@ pub struct Safety {
     pub confirm: Option<Confirm>,
     /// How long a transaction may wait for that before it is undone.
     pub timeout: Option<Duration>,
+    /// Who must be able to log in and become root afterwards; empty leaves that to who does now.
+    pub admins: Vec<String>,
 }
 
 /// Who confirms that the new listener lets its owner in.

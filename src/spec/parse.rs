@@ -158,9 +158,6 @@ impl Source {
     }
 
     fn safety(&self, safety: &SafetySection) -> Result<Safety> {
-        if let Some(admins) = safety.admins.as_ref().filter(|admins| !admins.value.is_empty()) {
-            return Err(self.unsupported(admins, "safety.admins", "an empty list"));
-        }
         let timeout = safety.timeout.as_ref().map(|timeout| {
             parse_duration(&timeout.value).ok_or_else(|| {
                 self.at(
@@ -171,7 +168,12 @@ impl Source {
             })
         });
         let confirm = safety.confirm.as_ref().map(|confirm| confirm.value);
-        Ok(Safety { confirm, timeout: timeout.transpose()? })
+        let admins = safety.admins.as_ref().map(|admins| admins.value.clone()).unwrap_or_default();
+        if let Some(admins) = safety.admins.as_ref().filter(|admins| admins.value.is_empty()) {
+            let expected = "expected names of users; leave the key out to have harden find them";
+            return Err(self.at(admins, "the list is empty", expected));
+        }
+        Ok(Safety { confirm, timeout: timeout.transpose()?, admins })
     }
 
     fn ssh(&self, section: SshSection) -> Result<Ssh> {

@@ -3,6 +3,7 @@
 //! Pure: everything here works on text that others have read.
 
 pub mod algorithms;
+pub mod authorized_keys;
 pub mod criteria;
 pub mod effective;
 pub mod keywords;

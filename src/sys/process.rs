@@ -71,18 +71,20 @@ impl Process {
         line
     }
 
+    /// A variable of the environment that it was started with.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let environment = fs::read(format!("/proc/{}/environ", self.pid)).ok()?;
+        environment.split(|byte| *byte == 0).find_map(|pair| {
+            let (key, value) = std::str::from_utf8(pair).ok()?.split_once('=')?;
+            (key == name).then(|| value.to_owned())
+        })
+    }
+
     /// A variable of this process's environment, or of the nearest ancestor that has it: sudo(8)
     /// takes most of them away.
     pub fn inherited_variable(name: &str) -> Option<String> {
         let own = std::env::var(name).ok();
-        let of = |process: Self| {
-            let environment = fs::read(format!("/proc/{}/environ", process.pid)).ok()?;
-            environment.split(|byte| *byte == 0).find_map(|pair| {
-                let (key, value) = std::str::from_utf8(pair).ok()?.split_once('=')?;
-                (key == name).then(|| value.to_owned())
-            })
-        };
-        own.or_else(|| Self::ancestry().into_iter().skip(1).find_map(of))
+        own.or_else(|| Self::ancestry().iter().skip(1).find_map(|process| process.variable(name)))
     }
 
     /// Whether two readings are of the same process.

@@ -1,11 +1,21 @@
-//! Users, as the name service has them (getpwnam(3), getgrnam(3)).
+//! Users, as the name service has them (getpwnam(3), getgrnam(3)), and their sessions.
 
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use nix::unistd::{Group, User as Account};
+use nix::unistd::{Gid, Group, User as Account};
+
+use super::process::Process;
 
 /// Groups whose members may become root where sudo is set up as distributions do.
 const ADMINISTRATORS: [&str; 3] = ["sudo", "wheel", "admin"];
+/// The first user id of people (login.defs(5), `UID_MIN`).
+const FIRST: u32 = 1000;
+/// The user id of nobody.
+const NOBODY: u32 = 65_534;
 
 /// A user who may log in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,14 +24,60 @@ pub struct User {
     pub name: String,
     /// User id.
     pub uid: u32,
+    /// The group of the account.
+    pub gid: u32,
     /// Home folder.
     pub home: PathBuf,
+    /// Login shell.
+    pub shell: PathBuf,
+}
+
+/// What shadow(5) says of a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Password {
+    /// There is one.
+    Set,
+    /// None can be right (`*`), or none is known.
+    Impossible,
+    /// The account is locked (`!` in front).
+    Locked,
+}
+
+impl User {
+    fn of(account: Account) -> Self {
+        Self {
+            name: account.name,
+            uid: account.uid.as_raw(),
+            gid: account.gid.as_raw(),
+            home: account.dir,
+            shell: account.shell,
+        }
+    }
+
+    /// The names of the groups that the user is in.
+    pub fn groups(&self) -> Vec<String> {
+        let Ok(name) = CString::new(self.name.as_str()) else { return Vec::new() };
+        let ids = nix::unistd::getgrouplist(&name, Gid::from_raw(self.gid)).unwrap_or_default();
+        let named = |id: Gid| Group::from_gid(id).ok().flatten().map(|group| group.name);
+        ids.into_iter().filter_map(named).collect()
+    }
+
+    /// What is known of the user's password.
+    pub fn password(&self) -> Password {
+        let shadow = fs::read_to_string("/etc/shadow").unwrap_or_default();
+        let of_user = |line: &&str| line.split(':').next() == Some(&self.name);
+        let field = shadow.lines().find(of_user).and_then(|line| line.split(':').nth(1));
+        match field {
+            Some(field) if field.starts_with('!') => Password::Locked,
+            Some(field) if field.starts_with('$') || field.starts_with('_') => Password::Set,
+            _ => Password::Impossible,
+        }
+    }
 }
 
 /// A user by name.
 pub fn named(name: &str) -> Option<User> {
-    let account = Account::from_name(name).ok().flatten()?;
-    Some(User { name: account.name, uid: account.uid.as_raw(), home: account.dir })
+    Account::from_name(name).ok().flatten().map(User::of)
 }
 
 /// Whether a user becomes root by sudo(8): without a password, or with one that the user has
@@ -36,14 +92,7 @@ pub fn becomes_root(user: &User) -> bool {
     let rules = || listed.stdout.lines().map(str::trim).filter(|line| line.starts_with('('));
     let all = |line: &str| line.ends_with("ALL") && !line.contains('!');
     let free = rules().any(|line| line.contains("NOPASSWD:") && all(line));
-    free || (rules().any(all) && has_password(&user.name))
-}
-
-fn has_password(name: &str) -> bool {
-    let shadow = std::fs::read_to_string("/etc/shadow").unwrap_or_default();
-    let of_user = |line: &&str| line.split(':').next() == Some(name);
-    let field = shadow.lines().find(of_user).and_then(|line| line.split(':').nth(1));
-    field.is_some_and(|field| field.starts_with('$') || field.starts_with('_'))
+    free || (rules().any(all) && user.password() == Password::Set)
 }
 
 /// root, and the members of the groups that sudo usually knows.
@@ -56,4 +105,60 @@ pub fn administrators() -> Vec<User> {
         }
     }
     names.iter().filter_map(|name| named(name)).collect()
+}
+
+/// The people of this host: those that passwd(5) itself has.
+pub fn people() -> Vec<User> {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let names = passwd.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let (name, id) = (fields.next()?, fields.nth(1)?.parse::<u32>().ok()?);
+        (id >= FIRST && id != NOBODY).then_some(name)
+    });
+    names.filter_map(named).collect()
+}
+
+/// Who is logged in over SSH now, each once, and from where if that shows.
+pub fn logged_in() -> Vec<(User, Option<IpAddr>)> {
+    let processes: Vec<Process> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
+        .collect();
+    let mut found: BTreeMap<String, Option<IpAddr>> = BTreeMap::new();
+    for sshd in processes.iter().filter(|process| process.program.starts_with("sshd")) {
+        let Some(name) = session_of(&sshd.args.join(" ")) else { continue };
+        let children = processes.iter().filter(|process| process.parent == sshd.pid);
+        let from = children.filter_map(|child| child.variable("SSH_CONNECTION")).next();
+        let from = from.and_then(|from| from.split(' ').next()?.parse().ok());
+        let known = found.entry(name).or_default();
+        *known = known.or(from);
+    }
+    found.into_iter().filter_map(|(name, from)| Some((named(&name)?, from))).collect()
+}
+
+/// The user of a session, from the title that sshd gives the process that carries it: `sshd: ada@pts/0`,
+/// from 9.8 on `sshd-session: ada@notty`. Before the login it is another one.
+fn session_of(title: &str) -> Option<String> {
+    let (program, rest) = title.split_once(": ")?;
+    let (name, terminal) = rest.split_once('@')?;
+    let known = ["pts/", "tty", "notty"].iter().any(|start| terminal.starts_with(start));
+    (program.starts_with("sshd") && known && !name.contains(' ')).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_are_told_from_logins() {
+        assert_eq!(session_of("sshd: ada@pts/0"), Some("ada".to_owned()));
+        assert_eq!(session_of("sshd-session: root@notty"), Some("root".to_owned()));
+        for other in
+            ["sshd: root [priv]", "sshd: ada [net]", "sshd: /usr/sbin/sshd -D", "vi a@pts/0"]
+        {
+            assert_eq!(session_of(other), None, "{other}");
+        }
+    }
 }

@@ -147,6 +147,9 @@ pub struct Terms {
     /// The transaction that this one undoes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undoes: Option<String>,
+    /// Whom it locks out, and that this was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forced: Vec<String>,
 }
 
 /// A journal that is being written.

@@ -62,6 +62,12 @@ fn prepare(run: &mut Run) -> Result<(), String> {
 
 /// Brings the trial's listener up and speaks to it; where nobody else will, logs in too.
 fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
+    let forced = run.terms.as_ref().map(|terms| terms.forced.clone()).unwrap_or_default();
+    for risk in &forced {
+        let text = format!("--force-lockout-risk was given: {risk}");
+        tracing::warn!("{text}");
+        run.note(&text);
+    }
     let logins = by_probe(run).then(|| run.machine.log_in(logins_of(run)));
     let steps = run.trial();
     steps::execute(run, &steps, deadline).map_err(|error| error.to_string())?;
@@ -77,7 +83,11 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
         let lost = |_| "the logins that were tried are lost".to_owned();
         let answer = logins.join().map_err(lost)?;
         let (refused, notes) = answer.map_err(|error| error.to_string())?;
-        faults.extend(refused);
+        if forced.is_empty() {
+            faults.extend(refused);
+        } else {
+            refused.iter().for_each(|refused| run.note(refused));
+        }
         for note in notes {
             run.note(&note);
         }

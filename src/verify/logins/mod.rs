@@ -278,7 +278,8 @@ mod tests {
 
     fn admin(name: &str) -> Admin {
         let uid = if name == "root" { 0 } else { 1000 };
-        let user = User { name: name.into(), uid, home: "/".into() };
+        let (home, shell) = ("/".into(), "/bin/sh".into());
+        let user = User { name: name.into(), uid, gid: uid, home, shell };
         Admin { user, own: Vec::new(), becomes_root: name != "eve" }
     }
 

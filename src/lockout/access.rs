@@ -1,0 +1,184 @@
+//! What keeps a user out under a configuration, as sshd(8) would check it (auth.c, `allowed_user`).
+
+use super::Admin;
+use super::keys::Keys;
+use crate::sshd::Effective;
+use crate::sshd::criteria::{Connection, Criterion, are_met, fits};
+use crate::sshd::release::Release;
+use crate::sys::users::Password;
+
+/// What keeps somebody out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Obstacle {
+    pub(super) why: String,
+    pub(super) fix: String,
+}
+
+fn because(why: impl Into<String>, fix: impl Into<String>) -> Option<Obstacle> {
+    Some(Obstacle { why: why.into(), fix: fix.into() })
+}
+
+fn value<'e>(effective: &'e Effective, keyword: &str) -> &'e str {
+    effective.get(keyword).first().map_or("", String::as_str)
+}
+
+fn is(effective: &Effective, keyword: &str, wanted: &str) -> bool {
+    value(effective, keyword).eq_ignore_ascii_case(wanted)
+}
+
+/// The first thing that keeps a user out; `None` where nothing does.
+pub(super) fn obstacle(admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obstacle> {
+    account(admin, effective)
+        .or_else(|| lists(admin, effective))
+        .or_else(|| root(admin, effective))
+        .or_else(|| credentials(admin, effective, keys))
+        .or_else(|| command(effective))
+}
+
+/// The account and its shell.
+fn account(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
+    let user = &admin.user;
+    let name = &user.name;
+    if user.password() == Password::Locked && is(effective, "usepam", "no") {
+        return because(
+            format!("{name}'s account is locked, and with UsePAM no that counts for keys too"),
+            format!("usermod -p '*' {name}, or leave UsePAM on"),
+        );
+    }
+    let shell = user.shell.display().to_string();
+    let refuses = ["nologin", "false"].iter().any(|end| shell.ends_with(end));
+    let missing = !shell.is_empty() && !user.shell.exists();
+    if refuses || missing {
+        let what = if missing { "does not exist" } else { "lets nobody in" };
+        return because(
+            format!("{name}'s shell {shell} {what}"),
+            format!("chsh -s /bin/bash {name}"),
+        );
+    }
+    None
+}
+
+/// Allow and Deny lists.
+fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
+    let name = &admin.user.name;
+    let groups = admin.user.groups();
+    let in_group =
+        |pattern: &&String| groups.iter().any(|group| fits(group.as_bytes(), pattern.as_bytes()));
+    let list = |keyword: &str| words(effective, keyword);
+    let denies = |pattern: &&String| takes_user(admin, pattern) == Some(true);
+    if let Some(pattern) = list("denyusers").iter().find(denies) {
+        return because(format!("DenyUsers {pattern}"), format!("take {name} off DenyUsers"));
+    }
+    let allowed = list("allowusers");
+    let may = |pattern: &String| takes_user(admin, pattern) != Some(false);
+    if !allowed.is_empty() && !allowed.iter().any(may) {
+        return because(
+            format!("not listed in AllowUsers ({})", allowed.join(" ")),
+            format!("add {name} to AllowUsers"),
+        );
+    }
+    if let Some(pattern) = list("denygroups").iter().find(in_group) {
+        return because(
+            format!("DenyGroups {pattern}"),
+            format!("take {name} out of the group, or the group off DenyGroups"),
+        );
+    }
+    let allowed = list("allowgroups");
+    if !allowed.is_empty() && !allowed.iter().any(|pattern| in_group(&pattern)) {
+        let group = allowed.first().cloned().unwrap_or_default();
+        return because(
+            format!("in no group of AllowGroups ({})", allowed.join(" ")),
+            format!("usermod -aG {group} {name}"),
+        );
+    }
+    None
+}
+
+/// Whether a pattern takes a user, with where the user comes from behind an `@` (auth.c, `match_user`);
+/// `None` where it depends on that, and it is not known.
+fn takes_user(admin: &Admin, pattern: &str) -> Option<bool> {
+    let name = admin.user.name.as_bytes();
+    let Some((user, host)) = pattern.rsplit_once('@') else {
+        return Some(fits(name, pattern.as_bytes()));
+    };
+    if !fits(name, user.as_bytes()) {
+        return Some(false);
+    }
+    let address = Some(admin.from?.to_canonical().to_string());
+    let connection = Connection { host: address.clone(), address, ..Connection::default() };
+    let by = [Criterion::Address(host.to_owned()), Criterion::Host(host.to_owned())];
+    Some(by.into_iter().any(|by| are_met(&[by], Some(&connection), &Release::LATEST)))
+}
+
+fn root(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
+    let value = value(effective, "permitrootlogin");
+    if admin.user.uid != 0 || !["no", "forced-commands-only"].contains(&value) {
+        return None;
+    }
+    because(
+        format!("PermitRootLogin {value}, and nobody else who gets in can become root"),
+        "set up a user with a key and sudo, and name them in `safety.admins`; or set PermitRootLogin \
+         prohibit-password",
+    )
+}
+
+/// Whether a configuration takes passwords at all.
+pub(super) fn takes_passwords(effective: &Effective) -> bool {
+    is(effective, "passwordauthentication", "yes")
+        || (is(effective, "kbdinteractiveauthentication", "yes") && !is(effective, "usepam", "no"))
+}
+
+/// A key, a password, or something that cannot be seen from here.
+fn credentials(admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obstacle> {
+    let name = &admin.user.name;
+    let methods = words(effective, "authenticationmethods");
+    let suffices = |method: &str| {
+        let is_it = |list: &String| {
+            list == "any" || list.split(',').all(|part| part.split(':').next() == Some(method))
+        };
+        methods.is_empty() || methods.iter().any(is_it)
+    };
+    // Several methods in a row: harden cannot know whether the user has what the others ask for.
+    if methods.iter().any(|list| list.contains(',')) {
+        return None;
+    }
+    let elsewhere = ["authorizedkeyscommand", "trustedusercakeys"].iter().any(|keyword| {
+        !matches!(value(effective, keyword).to_ascii_lowercase().as_str(), "" | "none")
+    });
+    let by_password = takes_passwords(effective)
+        && (suffices("password") || suffices("keyboard-interactive"))
+        && admin.user.password() == Password::Set
+        && (admin.user.uid != 0 || is(effective, "permitrootlogin", "yes"));
+    if by_password {
+        return None;
+    }
+    if !is(effective, "pubkeyauthentication", "yes") || !suffices("publickey") {
+        let what =
+            if suffices("publickey") { "PubkeyAuthentication no" } else { "AuthenticationMethods" };
+        return because(
+            format!("{what} rules out keys, and {name} has no other way in"),
+            "leave PubkeyAuthentication on",
+        );
+    }
+    if elsewhere {
+        return None;
+    }
+    let (why, fix) = keys.obstacle(&admin.user, effective)?;
+    because(why, fix)
+}
+
+/// A command in place of a shell.
+fn command(effective: &Effective) -> Option<Obstacle> {
+    let command = value(effective, "forcecommand");
+    if matches!(command.to_ascii_lowercase().as_str(), "" | "none") {
+        return None;
+    }
+    because(
+        format!("ForceCommand {command} takes the place of a shell"),
+        "remove the ForceCommand, or leave them out of it",
+    )
+}
+
+fn words(effective: &Effective, keyword: &str) -> Vec<String> {
+    effective.get(keyword).iter().flat_map(|line| crate::sshd::syntax::split_args(line)).collect()
+}

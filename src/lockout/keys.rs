@@ -1,0 +1,155 @@
+//! The keys that users have on this host, and whether a configuration takes them.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::sshd::Effective;
+use crate::sshd::authorized_keys::{free_key, key_file};
+use crate::sshd::criteria::pattern_list;
+use crate::sys::process::Process;
+use crate::sys::users::User;
+use crate::sys::{Command, Files};
+
+/// Looks at keys.
+pub(super) struct Keys<'a> {
+    pub(super) files: &'a Files,
+    /// For copies of single keys.
+    pub(super) folder: &'a Path,
+}
+
+/// A public key of a user's.
+#[derive(Debug, Clone)]
+pub(super) struct Key {
+    /// Its algorithm (`ssh-ed25519`).
+    algorithm: String,
+    /// Its length in bits.
+    bits: u32,
+    /// `SHA256:…`.
+    pub(super) fingerprint: String,
+    /// Where it stands.
+    file: PathBuf,
+}
+
+impl Keys<'_> {
+    /// The keys that a configuration takes for a session of the user's.
+    pub(super) fn accepted(&self, user: &User, effective: &Effective) -> Vec<Key> {
+        let mut keys = self.of(user, effective);
+        keys.retain(|key| self.objection(key, user, effective).is_none());
+        keys
+    }
+
+    /// Why none of a user's keys is taken, and what to do; `None` where one is.
+    pub(super) fn obstacle(&self, user: &User, effective: &Effective) -> Option<(String, String)> {
+        let keys = self.of(user, effective);
+        let name = &user.name;
+        let places: Vec<String> =
+            places(user, effective).iter().map(|path| path.display().to_string()).collect();
+        let Some(first) = keys.first() else {
+            let why = match places.as_slice() {
+                [] => "AuthorizedKeysFile is none".to_owned(),
+                places => format!("there is no key of {name}'s in {}", places.join(" or ")),
+            };
+            return Some((why, format!("put one there: ssh-copy-id {name}@HOST")));
+        };
+        let taken = keys.iter().any(|key| self.objection(key, user, effective).is_none());
+        if taken { None } else { self.objection(first, user, effective) }
+    }
+
+    /// The keys that can be parsed, in the files that a configuration names.
+    fn of(&self, user: &User, effective: &Effective) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for file in places(user, effective) {
+            let Ok(Some(text)) = self.files.read(&file) else { continue };
+            let text = String::from_utf8_lossy(&text).into_owned();
+            keys.extend(
+                text.lines().filter_map(free_key).filter_map(|line| self.key(&line, &file)),
+            );
+        }
+        keys
+    }
+
+    /// A key as ssh-keygen(1) reads it; `None` where it does not.
+    fn key(&self, line: &str, file: &Path) -> Option<Key> {
+        let copy = self.folder.join("key.pub");
+        self.files.scratch(&copy, format!("{line}\n").as_bytes()).ok()?;
+        let keygen = Command::new(Path::new("/usr/bin/ssh-keygen"));
+        let told =
+            keygen.args(["-l", "-E", "sha256", "-f"]).arg(copy.display().to_string()).run().ok()?;
+        let mut words = told.stdout.split(' ');
+        let (bits, fingerprint) = (words.next()?.parse().ok()?, words.next()?.to_owned());
+        let algorithm = line.split(' ').next().unwrap_or_default().to_owned();
+        Some(Key { algorithm, bits, fingerprint, file: file.to_owned() })
+    }
+
+    /// Why a key is not taken, and what to do about it.
+    fn objection(&self, key: &Key, user: &User, effective: &Effective) -> Option<(String, String)> {
+        let accepted = effective.get("pubkeyacceptedalgorithms").join(",");
+        let signatures: &[&str] = match key.algorithm.as_str() {
+            "ssh-rsa" => &["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"],
+            other => &[other],
+        };
+        let name = &user.name;
+        let another = format!("give {name} an Ed25519 key first: ssh-keygen -t ed25519");
+        if !accepted.is_empty()
+            && !signatures.iter().any(|name| pattern_list(name, &accepted) == Some(true))
+        {
+            return Some((
+                format!("PubkeyAcceptedAlgorithms does not take {name}'s {} key", key.algorithm),
+                another,
+            ));
+        }
+        let least =
+            effective.get("requiredrsasize").first().and_then(|bits| bits.parse::<u32>().ok());
+        if let Some(least) = least.filter(|least| key.algorithm == "ssh-rsa" && key.bits < *least) {
+            return Some((
+                format!("RequiredRSASize is {least}, and {name}'s key has {} bits", key.bits),
+                another,
+            ));
+        }
+        let strict = effective.get("strictmodes").first().is_none_or(|value| value == "yes");
+        let open = strict.then(|| self.writable(&key.file, user)).flatten()?;
+        Some((
+            format!("StrictModes: others can write {}", open.display()),
+            format!("chmod go-w {0}, and chown {name} {0}", open.display()),
+        ))
+    }
+
+    /// What others can write on the way to a file, up to the home folder (misc.c, `safe_path`).
+    fn writable(&self, file: &Path, user: &User) -> Option<PathBuf> {
+        let real = self.files.resolve(file);
+        let home = self.files.resolve(&user.home);
+        for path in real.ancestors() {
+            let meta = self.files.metadata(path)?;
+            let owned = meta.uid() == 0 || meta.uid() == user.uid;
+            if !owned || meta.mode() & 0o022 != 0 {
+                return Some(path.to_owned());
+            }
+            if path == home {
+                return None;
+            }
+        }
+        None
+    }
+}
+
+fn places(user: &User, effective: &Effective) -> Vec<PathBuf> {
+    let patterns = effective.get("authorizedkeysfile").iter().flat_map(|line| line.split(' '));
+    let patterns = patterns.filter(|pattern| !pattern.is_empty() && *pattern != "none");
+    patterns.map(|pattern| key_file(pattern, &user.name, user.uid, &user.home)).collect()
+}
+
+/// Whose key opened the session in which harden runs, and its fingerprint: sshd has logged that
+/// (`Accepted publickey for ada from 192.0.2.1 port 4242 ssh2: ED25519 SHA256:…`).
+pub(super) fn session_key() -> Option<(String, String)> {
+    let connection = Process::inherited_variable("SSH_CONNECTION")?;
+    let mut fields = connection.split(' ');
+    let from = format!(" from {} port {} ", fields.next()?, fields.next()?);
+    let journal = Command::new(Path::new("/usr/bin/journalctl"));
+    let said =
+        journal.args(["-q", "-b", "-o", "cat", "-t", "sshd", "-t", "sshd-session"]).run().ok()?;
+    let is_it = |line: &&str| line.starts_with("Accepted publickey for ") && line.contains(&from);
+    let line = said.stdout.lines().rfind(is_it)?;
+    let name = line.split(' ').nth(3)?;
+    let fingerprint = line.split(' ').find(|word| word.starts_with("SHA256:"))?;
+    Some((name.to_owned(), fingerprint.to_owned()))
+}

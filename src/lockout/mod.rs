@@ -1,0 +1,223 @@
+//! Whom a plan would lock out, before anything is changed: administrators have to be able to log in under
+//! the planned configuration.
+//!
+//! sshd itself says what is in effect for each of them (`sshd -T -C`, on a copy of the planned files); here
+//! it is held against their accounts and keys. That a login really goes through is proven later, at the
+//! trial.
+
+mod access;
+mod keys;
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use access::{Obstacle, obstacle};
+use keys::{Keys, session_key};
+
+use crate::error::{Error, Refusal};
+use crate::observe::{Observed, Verdict, ask_sshd};
+use crate::plan::Plan;
+use crate::sshd::Effective;
+use crate::sys::users::{self, User};
+use crate::sys::{self, Files};
+use crate::validate::Scratch;
+
+/// Somebody who would be locked out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Risk {
+    /// Who, and why.
+    pub message: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// Refuses risks, all of them named.
+///
+/// # Errors
+/// A refusal where there are any.
+pub fn refuse(risks: &[Risk]) -> Result<(), Refusal> {
+    let Some(first) = risks.first() else { return Ok(()) };
+    let all: Vec<&str> = risks.iter().map(|risk| risk.message.as_str()).collect();
+    Err(Refusal::new(
+        "lockout",
+        all.join("\n"),
+        format!("{}; --force-lockout-risk applies it all the same", first.fix),
+    ))
+}
+
+/// An administrator.
+#[derive(Debug, Clone)]
+struct Admin {
+    user: User,
+    /// Where they come from, if that is known.
+    from: Option<IpAddr>,
+    /// Whether the spec names them.
+    listed: bool,
+}
+
+/// A configuration, as sshd has it for anybody.
+struct View<'v> {
+    /// The main file; the live one where there is none.
+    main: Option<&'v Path>,
+    /// sshd's command line.
+    options: &'v [String],
+    port: u16,
+}
+
+impl View<'_> {
+    /// What is in effect for a user; `None` where sshd does not say.
+    fn of(&self, admin: &Admin) -> Option<Effective> {
+        let address = admin.from.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into()).to_canonical();
+        let name = &admin.user.name;
+        let connection = format!(
+            "user={name},host={address},addr={address},laddr=127.0.0.1,lport={}",
+            self.port
+        );
+        let options = ["-C".to_owned(), connection];
+        let options: Vec<String> =
+            options.into_iter().chain(self.options.iter().cloned()).collect();
+        match ask_sshd(self.main, &options) {
+            Verdict::Valid(effective) => Some(effective),
+            _ => None,
+        }
+    }
+}
+
+/// Whom a plan would lock out: those of `listed`, or else who is logged in now, and root where root gets in
+/// by key.
+///
+/// # Errors
+/// Where the planned files cannot be laid out for sshd.
+pub fn risks(
+    files: &Files,
+    listed: &[String],
+    before: &Observed,
+    plan: &Plan,
+) -> Result<Vec<Risk>, Error> {
+    let options = before.command_line.settings();
+    let same = plan.candidate == before.config && plan.options == options;
+    if !sys::is_root() || (same && listed.is_empty()) {
+        return Ok(Vec::new());
+    }
+    let scratch = Scratch::new(files)?;
+    let main = scratch.mirror(&plan.candidate)?;
+    let port = plan.expect.endpoints.first().map_or(22, std::net::SocketAddr::port);
+    let now = View { main: None, options: &options, port };
+    let then = View { main: Some(&main), options: &plan.options, port };
+    let keys = Keys { files, folder: scratch.folder() };
+
+    let mut risks: Vec<Risk> = unknown(listed).collect();
+    let admins = admins(listed);
+    let mut enters: Vec<&Admin> = Vec::new();
+    let mut lost: Vec<(&Admin, Obstacle)> = Vec::new();
+    for admin in &admins {
+        let Some(effective) = then.of(admin) else { continue };
+        match obstacle(admin, &effective, &keys) {
+            None => enters.push(admin),
+            // Who does not get in today is not the plan's to let in.
+            Some(found) if admin.listed || gets_in(admin, &now, &keys) => lost.push((admin, found)),
+            Some(_) => {}
+        }
+    }
+    let is_replaced = |admin: &Admin| {
+        let others = users::administrators().into_iter().filter(|user| user.uid != 0);
+        let others = others.map(|user| Admin { user, from: None, listed: false });
+        admin.user.uid == 0
+            && !admin.listed
+            && (enters.iter().any(|other| users::becomes_root(&other.user))
+                || others
+                    .into_iter()
+                    .any(|other| users::becomes_root(&other.user) && gets_in(&other, &then, &keys)))
+    };
+    for (admin, Obstacle { why, fix }) in lost {
+        if !is_replaced(admin) {
+            let message = format!("{} could not log in any more: {why}", admin.user.name);
+            risks.push(Risk { message, fix });
+        }
+    }
+    for admin in enters.iter().filter(|admin| admin.listed && !users::becomes_root(&admin.user)) {
+        let name = &admin.user.name;
+        risks.push(Risk {
+            message: format!("{name} of `safety.admins` could not become root (sudo -l -U {name})"),
+            fix: format!(
+                "let {name} use sudo: usermod -aG sudo {name}, and give {name} a password"
+            ),
+        });
+    }
+    risks.extend(session(&admins, &now, &then, &keys));
+    risks.extend(passwords(&admins, &now, &then, &keys));
+    Ok(risks)
+}
+
+fn gets_in(admin: &Admin, view: &View, keys: &Keys) -> bool {
+    view.of(admin).is_some_and(|effective| obstacle(admin, &effective, keys).is_none())
+}
+
+/// Names of the spec that no account has.
+fn unknown(listed: &[String]) -> impl Iterator<Item = Risk> {
+    listed.iter().filter(|name| users::named(name).is_none()).map(|name| Risk {
+        message: format!("there is no user {name}, whom `safety.admins` names"),
+        fix: "correct the name, or create the user with a key first".to_owned(),
+    })
+}
+
+fn admins(listed: &[String]) -> Vec<Admin> {
+    let sessions = users::logged_in();
+    if !listed.is_empty() {
+        let from = |name: &str| sessions.iter().find(|(user, _)| user.name == name)?.1;
+        let users = listed.iter().filter_map(|name| users::named(name));
+        return users.map(|user| Admin { from: from(&user.name), user, listed: true }).collect();
+    }
+    let mut admins: Vec<Admin> =
+        sessions.into_iter().map(|(user, from)| Admin { user, from, listed: false }).collect();
+    if !admins.iter().any(|admin| admin.user.uid == 0)
+        && let Some(user) = users::named("root")
+    {
+        admins.push(Admin { user, from: None, listed: false });
+    }
+    admins
+}
+
+/// The key with which this very session was opened.
+fn session(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
+    let (name, fingerprint) = session_key()?;
+    let known = admins.iter().find(|admin| admin.user.name == name).cloned();
+    let admin =
+        known.or_else(|| Some(Admin { user: users::named(&name)?, from: None, listed: false }))?;
+    let takes = |view: &View| {
+        let effective = view.of(&admin)?;
+        Some(
+            keys.accepted(&admin.user, &effective).iter().any(|key| key.fingerprint == fingerprint),
+        )
+    };
+    let is_lost = takes(now) == Some(true) && takes(then) == Some(false);
+    is_lost.then(|| Risk {
+        message: format!("the key with which {name} opened this session would not be taken any more ({fingerprint})"),
+        fix: format!("add a key of {name}'s that the plan accepts, and open a session with it first"),
+    })
+}
+
+/// Passwords go, and nobody has a key.
+fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
+    let anybody = Admin { user: users::named("root")?, from: None, listed: false };
+    let takes = |view: &View| Some(access::takes_passwords(&view.of(&anybody)?));
+    if takes(now)? == takes(then)? || !takes(now)? {
+        return None;
+    }
+    let others = users::administrators().into_iter().chain(users::people());
+    let others = others.map(|user| Admin { user, from: None, listed: false });
+    let by_key = |admin: &Admin| {
+        then.of(admin).is_some_and(|effective| {
+            !keys.accepted(&admin.user, &effective).is_empty()
+                && obstacle(admin, &effective, keys).is_none()
+        })
+    };
+    if admins.iter().cloned().chain(others).any(|admin| by_key(&admin)) {
+        return None;
+    }
+    Some(Risk {
+        message: "passwords would not be taken any more, and nobody has a key here that would be"
+            .to_owned(),
+        fix: "put a key on the host first: ssh-copy-id USER@HOST".to_owned(),
+    })
+}

@@ -1,0 +1,169 @@
+//! Whom a plan would lock out is told before anything is changed: who, why, and what to do.
+
+use crate::machine::{Machine, Ran, Suite};
+use crate::on_debian;
+use crate::state::unchanged;
+
+on_debian!(who_is_logged_in_stays_in, who_the_spec_names_gets_in_and_becomes_root);
+
+fn spec(machine: &Machine, settings: &str, safety: &str) {
+    machine.spec(&format!("version: 1\nssh: {{settings: {settings}}}\n{safety}"));
+}
+
+/// What was said, in one line.
+fn unwrapped(ran: &Ran) -> String {
+    ran.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Refused, with nothing changed; plan and apply say the same.
+#[track_caller]
+fn is_refused(machine: &Machine, parts: &[&str]) {
+    let refused = unchanged(machine, || machine.exec("harden apply -y --confirm probe spec.yaml"));
+    let said = unwrapped(&refused);
+    assert_eq!(refused.code, 1, "{said}");
+    for part in parts.iter().chain(&["--force-lockout-risk"]) {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let planned = machine.exec("harden plan spec.yaml --output json").code(1);
+    let report: serde_json::Value = serde_json::from_str(&planned.stdout).unwrap();
+    assert_eq!(report["error"]["code"], "lockout", "{report}");
+}
+
+/// A session of deploy's, from outside.
+fn as_deploy(machine: &Machine) -> std::process::Child {
+    let mut command = std::process::Command::new("ip");
+    command.args(machine.ssh_args("10.77.0.2", 22, "deploy")).arg("sleep 60");
+    let child = command.stdin(std::process::Stdio::null()).spawn().unwrap();
+    machine.wait_for("session", "pgrep -f '[s]shd.*: deploy@'");
+    child
+}
+
+mod cases {
+    use super::*;
+
+    pub(super) fn who_is_logged_in_stays_in(suite: Suite) {
+        let machine = Machine::boot(suite, |_| {});
+        let mut session = as_deploy(&machine);
+        let cases: &[(&str, &[&str])] = &[
+            (
+                "{AllowUsers: nobody}",
+                &[
+                    "root could not log in any more: not listed in AllowUsers (nobody)",
+                    "deploy could not log in any more",
+                    "add deploy to AllowUsers",
+                ],
+            ),
+            (
+                "{DenyUsers: \"dep*\"}",
+                &["deploy could not log in any more: DenyUsers dep*", "take deploy off DenyUsers"],
+            ),
+            (
+                "{DenyUsers: \"deploy@10.77.0.0/24\"}",
+                &["deploy could not log in any more: DenyUsers deploy@10.77.0.0/24"],
+            ),
+            (
+                "{AllowGroups: [root, ssh-users]}",
+                &[
+                    "deploy could not log in any more: in no group of AllowGroups",
+                    "usermod -aG root deploy",
+                ],
+            ),
+            ("{DenyGroups: deploy}", &["deploy could not log in any more: DenyGroups deploy"]),
+            (
+                "{AuthorizedKeysFile: /etc/ssh/keys/%u}",
+                &["there is no key of deploy's in /etc/ssh/keys/deploy", "ssh-copy-id deploy@HOST"],
+            ),
+            (
+                "{PubkeyAuthentication: no}",
+                &["PubkeyAuthentication no rules out keys, and root has no other way in"],
+            ),
+            (
+                "{PubkeyAcceptedAlgorithms: rsa-sha2-512}",
+                &["does not take deploy's ssh-ed25519 key", "ssh-keygen -t ed25519"],
+            ),
+            (
+                "{ForceCommand: internal-sftp}",
+                &["ForceCommand internal-sftp takes the place of a shell"],
+            ),
+        ];
+        for (settings, parts) in cases {
+            let renamed = suite == Suite::Bullseye;
+            let settings = if renamed {
+                settings.replace("PubkeyAcceptedAlgorithms", "PubkeyAcceptedKeyTypes")
+            } else {
+                (*settings).to_owned()
+            };
+            spec(&machine, &settings, "");
+            is_refused(&machine, parts);
+        }
+        // Who comes from elsewhere is not meant.
+        spec(&machine, "{DenyUsers: \"deploy@192.0.2.0/24\"}", "");
+        machine.exec("harden plan spec.yaml").code(0);
+        // An account that is locked, and a shell that is none.
+        machine.sh("usermod -p '!x' deploy");
+        spec(&machine, "{UsePAM: no}", "");
+        is_refused(&machine, &["deploy's account is locked", "usermod -p '*' deploy"]);
+        machine.sh("usermod -p '*' deploy; chmod 777 /home/deploy/.ssh; sed -i '1i StrictModes no' /etc/ssh/sshd_config; systemctl restart ssh.service");
+        spec(&machine, "{StrictModes: yes}", "");
+        is_refused(
+            &machine,
+            &["StrictModes: others can write /home/deploy/.ssh", "chmod go-w /home/deploy/.ssh"],
+        );
+        session.kill().unwrap();
+        session.wait().unwrap();
+
+        // Who asks for it gets it, and it is logged.
+        spec(&machine, "{AllowUsers: nobody}", "");
+        machine.exec("harden apply -y --confirm probe --force-lockout-risk spec.yaml").code(0);
+        let log = machine.sh("journalctl --no-pager | grep 'arden'; true");
+        assert!(log.contains("--force-lockout-risk was given: root could not log in"), "{log}");
+        assert_ne!(machine.ssh(22, "true").code, 0);
+    }
+
+    pub(super) fn who_the_spec_names_gets_in_and_becomes_root(suite: Suite) {
+        let machine = Machine::boot(suite, |_| {});
+        let of = |name: &str| format!("safety: {{admins: [{name}]}}\n");
+        spec(&machine, "{PermitRootLogin: no}", &of("deploy"));
+        machine.exec("harden apply -y --confirm probe spec.yaml").code(0);
+        assert!(machine.sh("sshd -T").to_ascii_lowercase().contains("permitrootlogin no\n"));
+        assert_ne!(machine.ssh(22, "true").code, 0);
+        machine.exec("harden rollback -y").code(0);
+
+        spec(&machine, "{MaxAuthTries: 3}", &of("depoly"));
+        is_refused(&machine, &["there is no user depoly, whom `safety.admins` names"]);
+        machine.sh("useradd -m -s /bin/bash eve");
+        spec(&machine, "{MaxAuthTries: 3}", &of("eve"));
+        is_refused(&machine, &["eve could not log in any more: there is no key of eve's in"]);
+        machine.sh("cp -r /root/.ssh /home/eve/; chown -R eve: /home/eve/.ssh");
+        is_refused(&machine, &["eve of `safety.admins` could not become root"]);
+        machine.sh("echo 'eve ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/eve; usermod -s /usr/sbin/nologin eve");
+        is_refused(
+            &machine,
+            &["eve's shell /usr/sbin/nologin lets nobody in", "chsh -s /bin/bash eve"],
+        );
+        machine.sh("chsh -s /bin/bash eve");
+        machine.exec("harden apply -y --confirm probe spec.yaml").code(0);
+        machine.exec("harden verify spec.yaml").code(0);
+        // What holds can stop holding.
+        machine.sh("rm /home/eve/.ssh/authorized_keys");
+        let drift = machine.exec("harden verify spec.yaml").code(3).stdout;
+        assert!(drift.contains("there is no key of eve's"), "{drift}");
+    }
+}
+
+/// The key with which one is in right now is worth more than others.
+#[test]
+fn the_key_of_this_session_stays() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("mkdir /etc/ssh/keys; ssh-keygen -q -t ed25519 -N '' -f other; cp other.pub /etc/ssh/keys/root; chmod 644 /etc/ssh/keys/root");
+    spec(&machine, "{AuthorizedKeysFile: /etc/ssh/keys/%u}", "");
+    machine.exec("harden plan spec.yaml").code(0);
+    let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+    let said = unwrapped(&refused);
+    assert!(
+        said.contains("the key with which root opened this session would not be taken"),
+        "{said}"
+    );
+    machine.sh("cat .ssh/authorized_keys >> /etc/ssh/keys/root");
+    machine.ssh(22, "harden apply -y spec.yaml").code(0);
+}
