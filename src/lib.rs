@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Stages are functions between named types. [`plan`] is pure; only [`sys`] touches the host; only
-//! [`transaction`] changes it. A managed thing is one file in [`concern`].
+//! [`transaction`] changes it. A managed thing is one file in [`concern`]. [`lockout`] stands between plan
+//! and transaction: who would be shut out. [`doctor`] judges an observation, and changes nothing.
 
 pub mod concern;
 pub mod doctor;
