@@ -51,8 +51,16 @@ pub(super) fn values(profile: Profile) -> Vec<Value> {
     own.iter().chain(RECOMMENDED.iter().filter(|value| !is_own(value))).copied().collect()
 }
 
-const POST_QUANTUM_KEX: [&str; 3] =
-    ["mlkem768x25519-sha256", "sntrup761x25519-sha512", "sntrup761x25519-sha512@openssh.com"];
+/// The best first: the first three withstand a quantum computer, the first five need no finite fields.
+const KEX: &[&str] = &[
+    "mlkem768x25519-sha256",
+    "sntrup761x25519-sha512",
+    "sntrup761x25519-sha512@openssh.com",
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "diffie-hellman-group16-sha512",
+    "diffie-hellman-group18-sha512",
+];
 
 const KEYS: [&str; 8] = [
     "ssh-ed25519-cert-v01@openssh.com",
@@ -68,18 +76,7 @@ const KEYS: [&str; 8] = [
 /// What every host may have: it keeps out nobody who uses a client of the last ten years with a key.
 const RECOMMENDED: [Value; 20] = [
     costs(
-        algorithms(
-            "KexAlgorithms",
-            &[
-                "mlkem768x25519-sha256",
-                "sntrup761x25519-sha512",
-                "sntrup761x25519-sha512@openssh.com",
-                "curve25519-sha256",
-                "curve25519-sha256@libssh.org",
-                "diffie-hellman-group16-sha512",
-                "diffie-hellman-group18-sha512",
-            ],
-        ),
+        algorithms("KexAlgorithms", KEX),
         "shuts out clients without Curve25519 and Diffie-Hellman group 16, as OpenSSH before 6.5 and PuTTY \
          before 0.68",
     ),
@@ -130,16 +127,7 @@ const RECOMMENDED: [Value; 20] = [
 /// For hosts whose users are known, and have modern keys.
 const STRICT: [Value; 9] = [
     costs(
-        algorithms(
-            "KexAlgorithms",
-            &[
-                "mlkem768x25519-sha256",
-                "sntrup761x25519-sha512",
-                "sntrup761x25519-sha512@openssh.com",
-                "curve25519-sha256",
-                "curve25519-sha256@libssh.org",
-            ],
-        ),
+        algorithms("KexAlgorithms", KEX.split_at(5).0),
         "shuts out clients without Curve25519, as OpenSSH before 6.5 and PuTTY before 0.68",
     ),
     costs(
@@ -169,7 +157,7 @@ const STRICT: [Value; 9] = [
 ];
 
 const POST_QUANTUM: [Value; 1] = [costs(
-    algorithms("KexAlgorithms", &POST_QUANTUM_KEX),
+    algorithms("KexAlgorithms", KEX.split_at(3).0),
     "shuts out every client without a post-quantum key exchange: OpenSSH before 8.5, PuTTY before 0.78, and \
      most client libraries",
 )];
