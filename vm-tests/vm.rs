@@ -119,6 +119,7 @@ impl Vm {
             .args(["-F", "/dev/null", "-i", &self.at("key"), "-p", &forwarded.to_string()])
             .args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "LogLevel=ERROR"])
             .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+            .args(["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"])
             .args(["-o", "ControlMaster=auto", "-o", "ControlPersist=30"])
             .arg("-o")
             .arg(format!("ControlPath={}", self.at(&format!("control-{port}"))))
