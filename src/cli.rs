@@ -66,6 +66,9 @@ pub(crate) enum Command {
     /// Undo what nobody has confirmed (systemd runs this)
     #[command(hide = true)]
     Guard(AgentArgs),
+    /// Keep what a rescue listener needs (systemd runs this)
+    #[command(hide = true)]
+    Keep(AgentArgs),
     /// Put files right at boot (systemd runs this)
     #[command(hide = true)]
     Recover(AgentArgs),

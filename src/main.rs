@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::History => commands::history_command(cli.output),
         Command::Worker(args) => commands::worker_command(&args.id),
         Command::Guard(args) => commands::guard_command(&args.id),
+        Command::Keep(_) => commands::keep_command(),
         Command::Recover(args) => commands::recover_command(&args.id),
     };
     ExitCode::from(code)

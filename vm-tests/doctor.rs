@@ -167,6 +167,34 @@ mod cases {
     }
 }
 
+/// What is somebody's own, and an address that nobody has.
+#[test]
+fn others_are_left_alone() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write(
+            "/etc/systemd/system/sshd-own.service",
+            "[Service]\nExecStart=/usr/sbin/sshd -D -p 2299 -o PidFile=none\n",
+        );
+    });
+    machine.sh("systemctl start sshd-own.service");
+    machine.wait_for("listener", "ss -Hltn | grep -q :2299");
+    is_healthy(&machine);
+    machine.root().append("/etc/ssh/sshd_config", "ListenAddress 10.99.0.1\n");
+    let said = is_named(&machine, "no-such-address");
+    assert!(said.contains("no interface of this host has 10.99.0.1"), "{said}");
+    // The socket says where it listens, and the files say nothing.
+    let machine = socket_system(Suite::Trixie);
+    let drop_in = "[Socket]\nListenStream=\nListenStream=2222\n";
+    machine.root().write("/etc/systemd/system/ssh.socket.d/port.conf", drop_in);
+    machine.sh("systemctl daemon-reload; systemctl restart ssh.socket");
+    is_healthy(&machine);
+    // One port, and another program on one address of it.
+    somebody_listens(&machine, "10.77.0.2 2244");
+    machine.sh("echo Port 2244 >> /etc/ssh/sshd_config; systemctl disable --now ssh.socket");
+    machine.exec("systemctl enable ssh.service; systemctl restart ssh.service");
+    is_named(&machine, "port-taken");
+}
+
 /// The generator reads sshd_config at a daemon-reload alone.
 #[test]
 fn the_generator_has_not_read_it() {

@@ -4,7 +4,11 @@ use crate::machine::{Machine, Ran, Suite};
 use crate::on_debian;
 use crate::state::unchanged;
 
-on_debian!(who_is_logged_in_stays_in, who_the_spec_names_gets_in_and_becomes_root);
+on_debian!(
+    who_is_logged_in_stays_in,
+    who_takes_the_risk_gets_it,
+    who_the_spec_names_gets_in_and_becomes_root,
+);
 
 fn spec(machine: &Machine, settings: &str, safety: &str) {
     machine.spec(&format!("version: 1\nssh: {{settings: {settings}}}\n{safety}"));
@@ -38,55 +42,58 @@ fn as_deploy(machine: &Machine) -> std::process::Child {
     child
 }
 
+/// Settings, and what has to be said of them.
+const SETTINGS: &[(&str, &[&str])] = &[
+    (
+        "{AllowUsers: nobody}",
+        &[
+            "root could not log in any more: not listed in AllowUsers (nobody)",
+            "deploy could not log in any more",
+            "add deploy to AllowUsers",
+        ],
+    ),
+    (
+        "{DenyUsers: \"dep*\"}",
+        &["deploy could not log in any more: DenyUsers dep*", "take deploy off DenyUsers"],
+    ),
+    (
+        "{DenyUsers: \"deploy@10.77.0.0/24\"}",
+        &["deploy could not log in any more: DenyUsers deploy@10.77.0.0/24"],
+    ),
+    (
+        "{AllowGroups: [root, ssh-users]}",
+        &[
+            "deploy could not log in any more: in no group of AllowGroups",
+            "usermod -aG root deploy",
+        ],
+    ),
+    ("{DenyGroups: deploy}", &["deploy could not log in any more: DenyGroups deploy"]),
+    (
+        "{AuthorizedKeysFile: /etc/ssh/keys/%u}",
+        &["there is no key of deploy's in /etc/ssh/keys/deploy", "ssh-copy-id deploy@HOST"],
+    ),
+    (
+        "{AuthenticationMethods: \"publickey,password\"}",
+        &["AuthenticationMethods asks for a password, which deploy has not got"],
+    ),
+    (
+        "{PubkeyAuthentication: no}",
+        &["PubkeyAuthentication no rules out keys, and root has no other way in"],
+    ),
+    (
+        "{PubkeyAcceptedAlgorithms: rsa-sha2-512}",
+        &["does not take deploy's ssh-ed25519 key", "ssh-keygen -t ed25519"],
+    ),
+    ("{ForceCommand: internal-sftp}", &["ForceCommand internal-sftp takes the place of a shell"]),
+];
+
 mod cases {
     use super::*;
 
     pub(super) fn who_is_logged_in_stays_in(suite: Suite) {
         let machine = Machine::boot(suite, |_| {});
         let mut session = as_deploy(&machine);
-        let cases: &[(&str, &[&str])] = &[
-            (
-                "{AllowUsers: nobody}",
-                &[
-                    "root could not log in any more: not listed in AllowUsers (nobody)",
-                    "deploy could not log in any more",
-                    "add deploy to AllowUsers",
-                ],
-            ),
-            (
-                "{DenyUsers: \"dep*\"}",
-                &["deploy could not log in any more: DenyUsers dep*", "take deploy off DenyUsers"],
-            ),
-            (
-                "{DenyUsers: \"deploy@10.77.0.0/24\"}",
-                &["deploy could not log in any more: DenyUsers deploy@10.77.0.0/24"],
-            ),
-            (
-                "{AllowGroups: [root, ssh-users]}",
-                &[
-                    "deploy could not log in any more: in no group of AllowGroups",
-                    "usermod -aG root deploy",
-                ],
-            ),
-            ("{DenyGroups: deploy}", &["deploy could not log in any more: DenyGroups deploy"]),
-            (
-                "{AuthorizedKeysFile: /etc/ssh/keys/%u}",
-                &["there is no key of deploy's in /etc/ssh/keys/deploy", "ssh-copy-id deploy@HOST"],
-            ),
-            (
-                "{PubkeyAuthentication: no}",
-                &["PubkeyAuthentication no rules out keys, and root has no other way in"],
-            ),
-            (
-                "{PubkeyAcceptedAlgorithms: rsa-sha2-512}",
-                &["does not take deploy's ssh-ed25519 key", "ssh-keygen -t ed25519"],
-            ),
-            (
-                "{ForceCommand: internal-sftp}",
-                &["ForceCommand internal-sftp takes the place of a shell"],
-            ),
-        ];
-        for (settings, parts) in cases {
+        for (settings, parts) in SETTINGS {
             let renamed = suite == Suite::Bullseye;
             let settings = if renamed {
                 settings.replace("PubkeyAcceptedAlgorithms", "PubkeyAcceptedKeyTypes")
@@ -99,20 +106,27 @@ mod cases {
         // Who comes from elsewhere is not meant.
         spec(&machine, "{DenyUsers: \"deploy@192.0.2.0/24\"}", "");
         machine.exec("harden plan spec.yaml").code(0);
-        // An account that is locked, and a shell that is none.
-        machine.sh("usermod -p '!x' deploy");
-        spec(&machine, "{UsePAM: no}", "");
-        is_refused(&machine, &["deploy's account is locked", "usermod -p '*' deploy"]);
-        machine.sh("usermod -p '*' deploy; chmod 777 /home/deploy/.ssh; sed -i '1i StrictModes no' /etc/ssh/sshd_config; systemctl restart ssh.service");
-        spec(&machine, "{StrictModes: yes}", "");
-        is_refused(
-            &machine,
-            &["StrictModes: others can write /home/deploy/.ssh", "chmod go-w /home/deploy/.ssh"],
-        );
+        the_account_counts_too(&machine);
         session.kill().unwrap();
         session.wait().unwrap();
+    }
 
-        // Who asks for it gets it, and it is logged.
+    /// An account that is locked, and a folder that others can write.
+    fn the_account_counts_too(machine: &Machine) {
+        machine.sh("usermod -p '!x' deploy");
+        spec(machine, "{UsePAM: no}", "");
+        is_refused(machine, &["deploy's account is locked", "usermod -p '*' deploy"]);
+        machine.sh("usermod -p '*' deploy; chmod 777 /home/deploy/.ssh; sed -i '1i StrictModes no' /etc/ssh/sshd_config; systemctl restart ssh.service");
+        spec(machine, "{StrictModes: yes}", "");
+        is_refused(
+            machine,
+            &["StrictModes: others can write /home/deploy/.ssh", "chmod go-w /home/deploy/.ssh"],
+        );
+    }
+
+    /// Who asks for it gets it, and it is logged.
+    pub(super) fn who_takes_the_risk_gets_it(suite: Suite) {
+        let machine = Machine::boot(suite, |_| {});
         spec(&machine, "{AllowUsers: nobody}", "");
         machine.exec("harden apply -y --confirm probe --force-lockout-risk spec.yaml").code(0);
         let log = machine.sh("journalctl --no-pager | grep 'arden'; true");
@@ -149,6 +163,53 @@ mod cases {
         let drift = machine.exec("harden verify spec.yaml").code(3).stdout;
         assert!(drift.contains("there is no key of eve's"), "{drift}");
     }
+}
+
+/// Where one comes from decides too, also for those who are to take root's place.
+#[test]
+fn where_one_comes_from_counts() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    let blocks = [
+        "{Address: 10.0.0.0/8}, settings: {PubkeyAuthentication: no}",
+        "{LocalAddress: 10.77.0.0/24}, settings: {PubkeyAuthentication: no}",
+        "{Address: \"*,!192.0.2.0/24\"}, settings: {AuthorizedKeysFile: /nonexistent/%u}",
+    ];
+    for block in blocks {
+        machine.spec(&format!("version: 1\nssh: {{match: [{{criteria: {block}}}]}}\n"));
+        let apply = "harden apply -y --confirm probe spec.yaml";
+        let refused = unchanged(&machine, || machine.ssh(22, apply).code(1));
+        assert!(unwrapped(&refused).contains("root could not log in any more"), "{refused:?}");
+    }
+    // From the console it is not known where they come from: then a person has to try it.
+    machine.spec(
+        "version: 1\nssh: {match: [{criteria: {Address: 10.0.0.0/8}, settings: {PubkeyAuthentication: no}}]}\n",
+    );
+    let back = unchanged(&machine, || machine.exec("harden apply -y --confirm probe spec.yaml"));
+    assert_eq!(back.code, 4, "{back:?}");
+    assert!(unwrapped(&back).contains("--confirm operator"), "{back:?}");
+}
+
+/// Who is to become root has to be able to: sudo's last rule counts, and whose password it asks for; and
+/// sshd reads keys as their owner.
+#[test]
+fn who_takes_roots_place_becomes_root() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    spec(&machine, "{PermitRootLogin: no}", "");
+    machine.exec("harden plan spec.yaml").code(0);
+    machine.sh("rm /etc/sudoers.d/*; sed -i '/^%sudo/d' /etc/sudoers");
+    for rules in [
+        "deploy ALL=(www-data) NOPASSWD: ALL",
+        "deploy ALL=(ALL) NOPASSWD: ALL\ndeploy ALL=(ALL) ALL",
+        "Defaults targetpw\ndeploy ALL=(ALL) ALL",
+    ] {
+        machine.sh(&format!("printf '{rules}\\n' > /etc/sudoers.d/t"));
+        is_refused(&machine, &["nobody else who gets in can become root"]);
+    }
+    machine.sh("echo 'deploy ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/t; mkdir /etc/ssh/keys; \
+                for user in root deploy; do cp .ssh/authorized_keys /etc/ssh/keys/$user; done; \
+                chmod 600 /etc/ssh/keys/*");
+    spec(&machine, "{AuthorizedKeysFile: /etc/ssh/keys/%u}", "safety: {admins: [deploy]}\n");
+    is_refused(&machine, &["deploy cannot read /etc/ssh/keys/deploy"]);
 }
 
 /// The key with which one is in right now is worth more than others.

@@ -39,6 +39,7 @@ mod session;
 mod state;
 mod ubuntu;
 mod vm;
+mod wayback;
 
 /// Makes a test of each named case for each of the Debian suites.
 #[macro_export]

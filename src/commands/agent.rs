@@ -17,6 +17,16 @@ pub(crate) fn guard_command(id: &str) -> u8 {
     ended(attended().and_then(|machine| worker::guard(&machine, id)))
 }
 
+/// Keeps sshd's folder until systemd ends it.
+pub(crate) fn keep_command() -> u8 {
+    match machine() {
+        Ok(_machine) => loop {
+            std::thread::park();
+        },
+        Err(error) => ended(Err(error)),
+    }
+}
+
 /// Puts files right before sshd starts.
 pub(crate) fn recover_command(id: &str) -> u8 {
     match machine().and_then(|machine| worker::recover(&machine, id)) {

@@ -235,6 +235,7 @@ pub(super) fn terms(
         changes: plan.changes.clone(),
         spec: String::new(),
         undoes: None,
+        admins: safety.admins.clone(),
         forced: Vec::new(),
     }
 }

@@ -18,7 +18,7 @@ use harden::error::{Error, ErrorReport, Refusal};
 use harden::report::{human, json};
 use harden::sys;
 
-pub(crate) use agent::{guard_command, recover_command, worker_command};
+pub(crate) use agent::{guard_command, keep_command, recover_command, worker_command};
 pub(crate) use apply::apply_command;
 pub(crate) use confirm::confirm_command;
 pub(crate) use doctor::doctor_command;

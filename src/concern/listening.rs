@@ -54,6 +54,27 @@ impl Listening {
         keywords
     }
 
+    /// Addresses that sshd would bind from now on, and that have to be there when it starts: it ends where
+    /// none of its addresses is, and systemd does not start it again (`RestartPreventExitStatus=255`).
+    pub fn late(&self, observed: &Observed) -> Option<String> {
+        let service = Owner::Unit(observed.service.name.clone());
+        let holds = |at: &SocketAddr| {
+            let held = observed.listeners.iter().filter(|listener| listener.owner == service);
+            held.flat_map(crate::observe::Listener::serves).any(|held| held.ip() == at.ip())
+        };
+        let fixed = |at: &&SocketAddr| !at.ip().is_unspecified() && !at.ip().is_loopback();
+        let all = self.endpoints.iter().all(|at| fixed(&at));
+        let new = self.endpoints.iter().filter(fixed).find(|at| !holds(at))?;
+        (all && self.mode == Mode::Service).then(|| {
+            format!(
+                "sshd would listen on {} alone. Where an address comes after the start of {} at boot (DHCP, \
+                 IPv6), sshd does not come up; `socket: enabled` binds it beforehand",
+                new.ip(),
+                observed.service.name
+            )
+        })
+    }
+
     /// The lines of sshd_config that ask for them.
     pub fn lines(&self) -> Vec<String> {
         let family = self.any_family.then(|| "AddressFamily any".to_owned());

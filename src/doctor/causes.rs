@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use super::{Case, Finding, Fix, Sight, is_orphan};
 use crate::concern::listening::configured;
@@ -9,10 +10,10 @@ use crate::observe::{NOT_TO_BE_RUN, Owner, Verdict};
 use crate::sshd::options;
 use crate::sshd::reading::{Place, Problem, Reading};
 use crate::sys::process::Process;
-use crate::sys::units::Unit;
+use crate::sys::units::{Unit, directives};
 
 /// Keywords that decide where sshd listens.
-const LISTENING: [&str; 3] = ["Port", "ListenAddress", "AddressFamily"];
+pub(super) const LISTENING: [&str; 3] = ["Port", "ListenAddress", "AddressFamily"];
 
 fn finding(
     cause: &'static str,
@@ -57,7 +58,8 @@ pub(super) fn orphans(sight: &Sight) -> Vec<Finding> {
     let observed = &sight.case.observed;
     let service = &observed.service;
     let mut held: BTreeMap<u32, (&Process, Vec<SocketAddr>)> = BTreeMap::new();
-    for listener in observed.listeners.iter().filter(|listener| is_orphan(listener)) {
+    for listener in observed.listeners.iter().filter(|listener| is_orphan(listener, &service.name))
+    {
         if let Owner::Process(process) = &listener.owner {
             held.entry(process.pid).or_insert((process, Vec::new())).1.extend(listener.serves());
         }
@@ -96,6 +98,7 @@ pub(super) fn orphans(sight: &Sight) -> Vec<Finding> {
 pub(super) fn listeners(sight: &Sight) -> Vec<Finding> {
     let observed = &sight.case.observed;
     let mut found = Vec::new();
+    found.extend(no_such_address(sight));
     found.extend(taken(sight));
     found.extend(command_line(sight));
     if !found.is_empty() {
@@ -126,7 +129,7 @@ pub(super) fn listeners(sight: &Sight) -> Vec<Finding> {
         finding(
             "kept-socket",
             format!(
-                "sshd listens on the socket that {} once gave it, and ignores its own settings",
+                "sshd does not listen where its files say; it may still have a socket that {} once gave it",
                 socket.name
             ),
             vec![
@@ -143,13 +146,42 @@ pub(super) fn listeners(sight: &Sight) -> Vec<Finding> {
     vec![one]
 }
 
+/// An address that no interface has.
+fn no_such_address(sight: &Sight) -> Option<Finding> {
+    let here = &sight.case.observed.addresses;
+    let foreign = |at: &&SocketAddr| {
+        let ip = at.ip();
+        !ip.is_unspecified() && !ip.is_loopback() && !here.is_empty() && !here.contains(&ip)
+    };
+    let at = sight.missing.iter().find(foreign)?.ip();
+    Some(finding(
+        "no-such-address",
+        format!("no interface of this host has {at}, so sshd cannot listen there"),
+        vec![says(sight), does(sight)],
+        Fix::Advice(format!("bring the interface up (ip address), or take {at} off ListenAddress")),
+    ))
+}
+
 /// The port belongs to another program.
 fn taken(sight: &Sight) -> Vec<Finding> {
-    let others = sight.case.observed.listeners.iter().filter(|listener| !listener.ssh);
+    let service = &sight.case.observed.service.name;
+    let is_others = |owner: &Owner| match owner {
+        Owner::Process(process) => process.unit != *service,
+        _ => false,
+    };
+    let listeners = sight.case.observed.listeners.iter();
+    let others = listeners.filter(|listener| !listener.ssh || is_others(&listener.owner));
+    // All addresses of a family take the single ones in.
+    let overlap = |one: &SocketAddr, other: &SocketAddr| {
+        let all = one.ip().is_unspecified() || other.ip().is_unspecified();
+        one.port() == other.port()
+            && one.is_ipv4() == other.is_ipv4()
+            && (all || one.ip() == other.ip())
+    };
     others
         .filter_map(|listener| {
-            let at: Vec<SocketAddr> =
-                listener.serves().into_iter().filter(|at| sight.missing.contains(at)).collect();
+            let mut at = listener.serves();
+            at.retain(|held| sight.missing.iter().any(|missing| overlap(held, missing)));
             if at.is_empty() {
                 return None;
             }
@@ -256,19 +288,7 @@ fn held_by_socket(sight: &Sight) -> Finding {
         );
     }
     if let Some(generator) = &case.generator {
-        return finding(
-            "generator",
-            format!("{} still has the addresses of an earlier sshd_config", socket.name),
-            vec![
-                says(sight),
-                does(sight),
-                format!(
-                    "{} reads sshd_config at a daemon-reload, and only a restart of the socket binds",
-                    generator.display()
-                ),
-            ],
-            command(format!("systemctl daemon-reload && systemctl restart {}", socket.name)),
-        );
+        return generated(sight, generator, listens);
     }
     let unit = case.observed.socket.drop_ins.last().unwrap_or(&socket.fragment);
     finding(
@@ -277,6 +297,44 @@ fn held_by_socket(sight: &Sight) -> Finding {
         vec![says(sight), does(sight), format!("{listens} ({})", unit.display())],
         Fix::Spec(format!("{{port: [{}], socket: disabled}}", sight.ports())),
     )
+}
+
+/// systemd holds the port at addresses that a generator takes from sshd_config.
+fn generated(sight: &Sight, generator: &Path, listens: String) -> Finding {
+    let socket = &sight.case.observed.socket;
+    if let Some(own) = own_addresses(sight.case) {
+        let own = own.display();
+        return finding(
+            "socket-owns-port",
+            format!("{own} decides where {} listens, and sshd_config does not", socket.name),
+            vec![says(sight), does(sight), listens],
+            Fix::Advice(format!("take ListenStream out of {own}, or Port out of sshd_config")),
+        );
+    }
+    finding(
+        "generator",
+        format!("{} still has the addresses of an earlier sshd_config", socket.name),
+        vec![
+            says(sight),
+            does(sight),
+            format!(
+                "{} reads sshd_config at a daemon-reload, and only a restart of the socket binds",
+                generator.display()
+            ),
+        ],
+        command(format!("systemctl daemon-reload && systemctl restart {}", socket.name)),
+    )
+}
+
+/// A drop-in of an administrator's that gives ssh.socket its addresses.
+fn own_addresses(case: &Case) -> Option<&PathBuf> {
+    let gives = |path: &&PathBuf| {
+        let text = case.observed.unit_files.get(*path).map(|file| file.text.as_str());
+        let keys = text.map(directives).unwrap_or_default();
+        keys.into_iter().any(|(key, _)| key == "ListenStream")
+    };
+    let drop_ins = case.observed.socket.drop_ins.iter();
+    drop_ins.filter(|path| !path.starts_with("/run/systemd/generator")).find(gives)
 }
 
 /// Neither unit runs.

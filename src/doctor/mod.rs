@@ -3,13 +3,14 @@
 
 mod causes;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
 
 use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::sshd::Effective;
 use crate::sshd::effective::ports;
+use crate::sshd::reading::Reading;
 
 /// What is known of a host.
 #[derive(Debug, Clone)]
@@ -84,9 +85,18 @@ impl<'c> Sight<'c> {
             Verdict::Valid(effective) => Effective::listen(effective),
             _ => Vec::new(),
         };
-        let wanted: Vec<SocketAddr> =
-            listen.into_iter().filter(|at| observed.ipv6 || at.is_ipv4()).collect();
-        let held = |listener: &&Listener| listener.ssh && !is_orphan(listener);
+        let mut wanted = listen;
+        if observed.socket.is_active() && case.generator.is_none() && says_nothing(case) {
+            // Then the socket says it all; of the families, both.
+            wanted = both_families(crate::concern::listening::configured(observed));
+        }
+        wanted.retain(|at| observed.ipv6 || at.is_ipv4());
+        // Sockets and services of other names are somebody's own.
+        let ours = [&observed.service.name, &observed.socket.name];
+        let held = |listener: &&Listener| match &listener.owner {
+            Owner::Unit(unit) => listener.ssh && ours.contains(&unit),
+            _ => false,
+        };
         let served: Vec<(SocketAddr, String)> = observed
             .listeners
             .iter()
@@ -113,7 +123,30 @@ impl<'c> Sight<'c> {
     }
 }
 
-/// An sshd that systemd does not know as anything's main process.
-fn is_orphan(listener: &Listener) -> bool {
-    listener.ssh && matches!(listener.owner, Owner::Process(_))
+fn both_families(mut endpoints: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let all = endpoints.clone().into_iter().filter(|at| at.ip().is_unspecified());
+    endpoints.extend(all.flat_map(|at| {
+        let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        any.map(|ip| SocketAddr::new(ip, at.port()))
+    }));
+    endpoints.sort();
+    endpoints.dedup();
+    endpoints
+}
+
+/// Whether the files leave it to sshd where it listens.
+fn says_nothing(case: &Case) -> bool {
+    let reading = Reading::new(&case.observed.config, case.observed.release.clone());
+    let globally = reading.as_ref().ok().and_then(|reading| reading.globally().ok());
+    globally.is_some_and(|globally| {
+        causes::LISTENING.iter().all(|keyword| globally.of(keyword).is_none())
+    })
+}
+
+/// An sshd that ssh.service has lost, or that nobody has started as a unit; one in a unit of its own is
+/// somebody's.
+fn is_orphan(listener: &Listener, service: &str) -> bool {
+    let Owner::Process(process) = &listener.owner else { return false };
+    let unit = &process.unit;
+    listener.ssh && (unit == service || unit.is_empty() || unit.ends_with(".scope"))
 }

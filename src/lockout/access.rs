@@ -130,41 +130,50 @@ pub(super) fn takes_passwords(effective: &Effective) -> bool {
 
 /// A key, a password, or something that cannot be seen from here.
 fn credentials(admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obstacle> {
+    let lists = words(effective, "authenticationmethods");
+    let one_by_one = ["publickey", "password", "keyboard-interactive"].map(str::to_owned).to_vec();
+    let lists = if lists.is_empty() || lists == ["any"] { one_by_one } else { lists };
+    let mut found = None;
+    for list in &lists {
+        let mut parts = list.split(',').map(|part| part.split(':').next().unwrap_or(part));
+        match parts.find_map(|method| lacks(method, admin, effective, keys)) {
+            None => return None,
+            Some(obstacle) => {
+                found.get_or_insert(obstacle);
+            }
+        }
+    }
+    found
+}
+
+/// Why a user cannot use a method.
+fn lacks(method: &str, admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obstacle> {
     let name = &admin.user.name;
-    let methods = words(effective, "authenticationmethods");
-    let suffices = |method: &str| {
-        let is_it = |list: &String| {
-            list == "any" || list.split(',').all(|part| part.split(':').next() == Some(method))
-        };
-        methods.is_empty() || methods.iter().any(is_it)
-    };
-    // Several methods in a row: harden cannot know whether the user has what the others ask for.
-    if methods.iter().any(|list| list.contains(',')) {
-        return None;
-    }
-    let elsewhere = ["authorizedkeyscommand", "trustedusercakeys"].iter().any(|keyword| {
+    let is_set = |keyword: &str| {
         !matches!(value(effective, keyword).to_ascii_lowercase().as_str(), "" | "none")
-    });
-    let by_password = takes_passwords(effective)
-        && (suffices("password") || suffices("keyboard-interactive"))
-        && admin.user.password() == Password::Set
-        && (admin.user.uid != 0 || is(effective, "permitrootlogin", "yes"));
-    if by_password {
-        return None;
-    }
-    if !is(effective, "pubkeyauthentication", "yes") || !suffices("publickey") {
-        let what =
-            if suffices("publickey") { "PubkeyAuthentication no" } else { "AuthenticationMethods" };
-        return because(
-            format!("{what} rules out keys, and {name} has no other way in"),
+    };
+    match method {
+        "publickey" if !is(effective, "pubkeyauthentication", "yes") => because(
+            format!("PubkeyAuthentication no rules out keys, and {name} has no other way in"),
             "leave PubkeyAuthentication on",
-        );
+        ),
+        // Keys that cannot be seen from here.
+        "publickey" if is_set("authorizedkeyscommand") || is_set("trustedusercakeys") => None,
+        "publickey" => {
+            let (why, fix) = keys.obstacle(&admin.user, effective)?;
+            because(why, fix)
+        }
+        "password" | "keyboard-interactive" => {
+            let taken = takes_passwords(effective)
+                && admin.user.password() == Password::Set
+                && (admin.user.uid != 0 || is(effective, "permitrootlogin", "yes"));
+            let why =
+                format!("AuthenticationMethods asks for a password, which {name} has not got");
+            let fix = format!("passwd {name}, or leave AuthenticationMethods alone");
+            if taken { None } else { because(why, fix) }
+        }
+        _ => None,
     }
-    if elsewhere {
-        return None;
-    }
-    let (why, fix) = keys.obstacle(&admin.user, effective)?;
-    because(why, fix)
 }
 
 /// A command in place of a shell.

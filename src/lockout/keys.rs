@@ -89,6 +89,11 @@ impl Keys<'_> {
             other => &[other],
         };
         let name = &user.name;
+        let path = key.file.display();
+        if !self.can_read(user, &key.file) {
+            let fix = format!("chown {name} {path}, or chmod go+r {path}");
+            return Some((format!("{name} cannot read {path}, and sshd reads it as {name}"), fix));
+        }
         let another = format!("give {name} an Ed25519 key first: ssh-keygen -t ed25519");
         if !accepted.is_empty()
             && !signatures.iter().any(|name| pattern_list(name, &accepted) == Some(true))
@@ -112,6 +117,21 @@ impl Keys<'_> {
             format!("StrictModes: others can write {}", open.display()),
             format!("chmod go-w {0}, and chown {name} {0}", open.display()),
         ))
+    }
+
+    /// Whether a user can read a file, by its mode.
+    fn can_read(&self, user: &User, file: &Path) -> bool {
+        let Some(meta) = self.files.metadata(file) else { return false };
+        let bit = if user.uid == 0 {
+            return true;
+        } else if meta.uid() == user.uid {
+            0o400
+        } else if user.group_ids().contains(&meta.gid()) {
+            0o040
+        } else {
+            0o004
+        };
+        meta.mode() & bit != 0
     }
 
     /// What others can write on the way to a file, up to the home folder (misc.c, `safe_path`).

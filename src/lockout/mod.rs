@@ -18,6 +18,7 @@ use crate::error::{Error, Refusal};
 use crate::observe::{Observed, Verdict, ask_sshd};
 use crate::plan::Plan;
 use crate::sshd::Effective;
+use crate::sys::process::Process;
 use crate::sys::users::{self, User};
 use crate::sys::{self, Files};
 use crate::validate::Scratch;
@@ -61,18 +62,41 @@ struct View<'v> {
     main: Option<&'v Path>,
     /// sshd's command line.
     options: &'v [String],
+    way: Way,
+}
+
+/// How people come in.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    /// Where from, for those of whom it is not known.
+    from: IpAddr,
+    /// The address of this host.
+    to: IpAddr,
     port: u16,
+}
+
+impl Way {
+    /// As the session in which harden runs; where that is none, from an address that nobody has (RFC 5737)
+    /// to the first one of this host that others reach.
+    fn new(before: &Observed, plan: &Plan) -> Self {
+        let connection = Process::inherited_variable("SSH_CONNECTION").unwrap_or_default();
+        let field = |at: usize| connection.split(' ').nth(at)?.parse::<IpAddr>().ok();
+        let outside = before.addresses.iter().find(|address| !address.is_loopback());
+        Self {
+            from: field(0).unwrap_or(IpAddr::from([198, 51, 100, 1])),
+            to: field(2).or(outside.copied()).unwrap_or(std::net::Ipv4Addr::LOCALHOST.into()),
+            port: plan.expect.endpoints.first().map_or(22, std::net::SocketAddr::port),
+        }
+    }
 }
 
 impl View<'_> {
     /// What is in effect for a user; `None` where sshd does not say.
     fn of(&self, admin: &Admin) -> Option<Effective> {
-        let address = admin.from.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into()).to_canonical();
+        let Way { from, to, port } = self.way;
+        let (from, to) = (admin.from.unwrap_or(from).to_canonical(), to.to_canonical());
         let name = &admin.user.name;
-        let connection = format!(
-            "user={name},host={address},addr={address},laddr=127.0.0.1,lport={}",
-            self.port
-        );
+        let connection = format!("user={name},host={from},addr={from},laddr={to},lport={port}");
         let options = ["-C".to_owned(), connection];
         let options: Vec<String> =
             options.into_iter().chain(self.options.iter().cloned()).collect();
@@ -101,9 +125,9 @@ pub fn risks(
     }
     let scratch = Scratch::new(files)?;
     let main = scratch.mirror(&plan.candidate)?;
-    let port = plan.expect.endpoints.first().map_or(22, std::net::SocketAddr::port);
-    let now = View { main: None, options: &options, port };
-    let then = View { main: Some(&main), options: &plan.options, port };
+    let way = Way::new(before, plan);
+    let now = View { main: None, options: &options, way };
+    let then = View { main: Some(&main), options: &plan.options, way };
     let keys = Keys { files, folder: scratch.folder() };
 
     let mut risks: Vec<Risk> = unknown(listed).collect();
@@ -121,7 +145,8 @@ pub fn risks(
     }
     let is_replaced = |admin: &Admin| {
         let others = users::administrators().into_iter().filter(|user| user.uid != 0);
-        let others = others.map(|user| Admin { user, from: None, listed: false });
+        // They come from where root does.
+        let others = others.map(|user| Admin { user, from: admin.from, listed: false });
         admin.user.uid == 0
             && !admin.listed
             && (enters.iter().any(|other| users::becomes_root(&other.user))

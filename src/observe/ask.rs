@@ -75,6 +75,12 @@ pub fn sshd_program() -> Option<PathBuf> {
     sys::find_program(&["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/local/sbin/sshd"])
 }
 
+/// What sshd says where a Match block asks for something that `-T` alone leaves open.
+const UNSPECIFIED: &str = "not in connection test specification";
+/// A connection that no block but one for everybody can mean.
+const NO_CONNECTION: &str =
+    "user=,host=,addr=255.255.255.255,laddr=255.255.255.255,lport=65535,rdomain=";
+
 /// Asks sshd what a configuration amounts to: the live one, or another main file.
 pub fn ask_sshd(main: Option<&Path>, settings: &[String]) -> Verdict {
     let Some(program) = sshd_program() else { return Verdict::Unseen("there is no sshd".into()) };
@@ -85,6 +91,7 @@ pub fn ask_sshd(main: Option<&Path>, settings: &[String]) -> Verdict {
     if let Some(main) = main {
         command = command.arg("-f").arg(main.to_string_lossy());
     }
+    let mut specified = settings.iter().any(|setting| setting == "-C");
     // On Debian 11 the folder goes with every connection's own sshd, between two looks too.
     for _ in 0..10 {
         prepare_run_folder();
@@ -93,6 +100,11 @@ pub fn ask_sshd(main: Option<&Path>, settings: &[String]) -> Verdict {
                 return Verdict::Valid(Effective::parse(&output.stdout));
             }
             Ok(output) if output.stderr.contains("Missing privilege separation directory") => {}
+            // `Match LocalPort` and its like: no connection has these.
+            Ok(output) if output.stderr.contains(UNSPECIFIED) && !specified => {
+                command = command.args(["-C", NO_CONNECTION]);
+                specified = true;
+            }
             Ok(output) => return Verdict::Invalid(output.stderr.trim().to_owned()),
             Err(error) => return Verdict::Unseen(error.to_string()),
         }

@@ -194,9 +194,21 @@ impl Observed {
             (None, Some(_)) => format!("{} is new", path.display()),
             _ => format!("{} changed", path.display()),
         }));
-        moved.extend(compare(&self.links, &now.links, |path, _, _| {
+        let links = |of: &Self| {
+            let mut links = of.links.clone();
+            links.retain(|path, _| !known.contains(path));
+            links
+        };
+        moved.extend(compare(&links(self), &links(now), |path, _, _| {
             format!("the link {} changed", path.display())
         }));
+        // Who changes a link enables or disables a unit with it.
+        let told = |unit: &Unit| {
+            known.iter().any(|path| {
+                path.file_name().is_some_and(|name| *name == *unit.name)
+                    && path.starts_with(UNIT_FOLDER)
+            })
+        };
         for (was, is) in [(&self.socket, &now.socket), (&self.service, &now.service)] {
             // In socket mode sshd comes and goes with the connections.
             let on_demand = self.socket.is_active() && now.socket.is_active();
@@ -206,7 +218,8 @@ impl Observed {
             let same_run = was.active == is.active
                 || (rests(was) && rests(is))
                 || (on_demand && was.name == self.service.name && comes_and_goes);
-            if was.load != is.load || was.file != is.file || !same_run {
+            let same_file = was.file == is.file || told(was);
+            if was.load != is.load || !same_file || !same_run {
                 moved.push(format!("{} was {}, is {}", was.name, was.summary(), is.summary()));
             }
         }
@@ -233,11 +246,16 @@ impl Observed {
         units
     }
 
-    /// Files of sshd and of the two units that are not as they were.
+    /// Files of sshd and of the two units, and links of these, that are not as they were.
     pub fn edited(&self, now: &Self) -> BTreeSet<PathBuf> {
         let (was, is) = (self.texts(), now.texts());
         let paths = was.keys().chain(is.keys());
-        paths.filter(|path| was.get(*path) != is.get(*path)).cloned().collect()
+        let mut edited: BTreeSet<PathBuf> =
+            paths.filter(|path| was.get(*path) != is.get(*path)).cloned().collect();
+        let links = self.links.keys().chain(now.links.keys());
+        let target = |of: &Self, path: &PathBuf| of.links.get(path).cloned().flatten();
+        edited.extend(links.filter(|path| target(self, path) != target(now, path)).cloned());
+        edited
     }
 
     fn texts(&self) -> BTreeMap<PathBuf, ConfigFile> {

@@ -234,6 +234,7 @@ pub struct Part {
 pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
     let (spec, about_profile) = concern::profile::resolve(spec, observed)?;
     let spec = &spec;
+    concern::units::refuse_unread(observed)?;
     let bare = concern::sshd_config::without_harden(observed)?;
     let reading = concern::sshd_config::read(&bare, &observed.release)?;
     let globally = reading.globally()?;
@@ -243,6 +244,7 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
 
     let mut warnings = unseen(observed);
     warnings.extend(about_profile);
+    warnings.extend(listening.late(observed));
     warnings.extend(config.part.warnings);
     let mut files = config.part.files;
     files.extend(options.part.files);

@@ -123,6 +123,18 @@ fn checked(list: String) -> Result<String, String> {
 }
 
 impl Criterion {
+    /// Whether it asks where the connection comes from, or where it arrives.
+    pub fn asks_for_address(&self) -> bool {
+        matches!(
+            self,
+            Self::Host(_)
+                | Self::Address(_)
+                | Self::LocalAddress(_)
+                | Self::LocalPort(_)
+                | Self::RoutingDomain(_)
+        )
+    }
+
     /// Whether it asks nothing of the connection, only of sshd.
     fn asks_nothing(&self) -> bool {
         matches!(self, Self::All | Self::Version(_))

@@ -178,6 +178,11 @@ impl<'r> Blocks<'r> {
         self.blocks.iter().filter(stands_in).map(chosen).collect()
     }
 
+    /// Every line that stands in a block.
+    pub fn lines(&self) -> impl Iterator<Item = &Place<'r>> {
+        self.lines.iter()
+    }
+
     /// Whether a file is read, outside any other block, that has blocks of its own.
     pub fn stand_in(&self, path: &Path) -> bool {
         self.blocks.iter().any(|block| block.path == path && block.within.is_none())

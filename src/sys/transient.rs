@@ -84,6 +84,26 @@ pub fn start_sshd(systemd: &Systemd, sshd: &OwnSshd, command: &[String]) -> Resu
     systemd.start_transient(&sshd.unit, &properties, None, START)
 }
 
+/// Starts a service that runs until it is stopped, with sshd's privilege separation folder; returns the
+/// job's result.
+pub fn start_keeper(systemd: &Systemd, unit: &str, command: &[String]) -> Result<String> {
+    let mut properties = service("harden: keeps what a rescue listener needs", command);
+    properties.extend([
+        ("Type", text("exec")),
+        ("Restart", text("always")),
+        ("RestartUSec", usec(AGAIN)),
+        ("RestartPreventExitStatus", Value::Statuses(vec![EXIT_EXEC])),
+        ("StartLimitIntervalUSec", usec(Duration::ZERO)),
+        ("RuntimeDirectory", Value::Texts(vec!["sshd".to_owned()])),
+        ("RuntimeDirectoryMode", Value::Mode(0o755)),
+        ("RuntimeDirectoryPreserve", text("yes")),
+        ("DefaultDependencies", Value::Flag(false)),
+        ("Conflicts", Value::Texts(vec!["shutdown.target".to_owned()])),
+        ("Before", Value::Texts(vec!["shutdown.target".to_owned()])),
+    ]);
+    systemd.start_transient(unit, &properties, None, START)
+}
+
 /// Starts a service that is started again at once whenever it dies before its work is done, is frozen,
 /// or has not done it within `longest`; returns the job's result.
 pub fn start_worker(

@@ -54,12 +54,17 @@ impl User {
         }
     }
 
-    /// The names of the groups that the user is in.
-    pub fn groups(&self) -> Vec<String> {
+    /// The ids of the groups that the user is in.
+    pub fn group_ids(&self) -> Vec<u32> {
         let Ok(name) = CString::new(self.name.as_str()) else { return Vec::new() };
         let ids = nix::unistd::getgrouplist(&name, Gid::from_raw(self.gid)).unwrap_or_default();
-        let named = |id: Gid| Group::from_gid(id).ok().flatten().map(|group| group.name);
-        ids.into_iter().filter_map(named).collect()
+        ids.into_iter().map(Gid::as_raw).collect()
+    }
+
+    /// Their names.
+    pub fn groups(&self) -> Vec<String> {
+        let named = |id: u32| Group::from_gid(Gid::from_raw(id)).ok().flatten();
+        self.group_ids().into_iter().filter_map(named).map(|group| group.name).collect()
     }
 
     /// What is known of the user's password.
@@ -88,11 +93,35 @@ pub fn becomes_root(user: &User) -> bool {
     }
     let Some(sudo) = super::find_program(&["/usr/bin/sudo"]) else { return false };
     let listed = super::Command::new(&sudo).args(["-n", "-l", "-U", &user.name]).run();
-    let Ok(listed) = listed else { return false };
-    let rules = || listed.stdout.lines().map(str::trim).filter(|line| line.starts_with('('));
-    let all = |line: &str| line.ends_with("ALL") && !line.contains('!');
-    let free = rules().any(|line| line.contains("NOPASSWD:") && all(line));
-    free || (rules().any(all) && user.password() == Password::Set)
+    match listed.ok().and_then(|listed| rule_of(&listed.stdout)) {
+        Some(Rule { free, own }) => free || (own && user.password() == Password::Set),
+        None => false,
+    }
+}
+
+/// What sudo asks for before it makes somebody root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rule {
+    /// Nothing.
+    free: bool,
+    /// The user's own password, not somebody else's.
+    own: bool,
+}
+
+/// The rule by which a user may run everything as root, from `sudo -l`: the last one that fits counts
+/// (sudoers(5)).
+fn rule_of(listed: &str) -> Option<Rule> {
+    let others = ["targetpw", "rootpw", "runaspw"];
+    let is_others = |word: &str| others.contains(&word.trim_matches([',', ' ']));
+    let own = !listed.split_whitespace().any(is_others);
+    let rule = |line: &str| {
+        let (run_as, commands) = line.trim().strip_prefix('(')?.split_once(')')?;
+        let user = run_as.split(':').next().unwrap_or(run_as);
+        let as_root = user.split(',').any(|name| matches!(name.trim(), "ALL" | "root"));
+        let everything = commands.ends_with("ALL") && !commands.contains('!');
+        (as_root && everything).then(|| Rule { free: commands.contains("NOPASSWD:"), own })
+    };
+    listed.lines().rev().find_map(rule)
 }
 
 /// root, and the members of the groups that sudo usually knows.
@@ -150,6 +179,18 @@ fn session_of(title: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_rule_that_fits_counts() {
+        let rule = |free, own| Some(Rule { free, own });
+        assert_eq!(rule_of("    (ALL : ALL) ALL\n"), rule(false, true));
+        assert_eq!(rule_of("    (ALL) NOPASSWD: ALL\n    (ALL : ALL) ALL\n"), rule(false, true));
+        assert_eq!(rule_of("    (ALL : ALL) ALL\n    (root) NOPASSWD: ALL\n"), rule(true, true));
+        assert_eq!(rule_of("    env_reset, targetpw\n\n    (ALL) ALL\n"), rule(false, false));
+        for none in ["(www-data) NOPASSWD: ALL", "(root) /bin/bash", "(ALL) ALL, !/bin/sh", ""] {
+            assert_eq!(rule_of(none), None, "{none}");
+        }
+    }
 
     #[test]
     fn sessions_are_told_from_logins() {

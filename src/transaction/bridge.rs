@@ -22,6 +22,11 @@ pub(super) fn unit(id: &str, role: Role) -> String {
     format!("harden-{role}-{id}.service")
 }
 
+/// The unit that keeps what a lasting rescue needs.
+pub(super) fn keeper(id: &str) -> String {
+    format!("harden-keep-{id}.service")
+}
+
 /// The folder of everything volatile of a transaction.
 pub(super) fn folder(id: &str) -> PathBuf {
     Path::new(RUNTIME).join(id)
@@ -37,6 +42,11 @@ pub(super) fn listen_at_last(run: &Run, bridge: &Bridge) -> Result<Process> {
     // One that is about to give up would be in the way of one that does not.
     if !run.machine.unit(&unit(&run.id, bridge.role))?.is_active() {
         silence(run, bridge.role)?;
+    }
+    // It outlives this process, and so has what it needs to.
+    let command = [run.pinned().display().to_string(), "keep".to_owned(), run.id.clone()];
+    if let Err(error) = run.machine.keep(&keeper(&run.id), &command) {
+        tracing::warn!(%error, "the rescue may miss sshd's folder");
     }
     run.machine.listen(&OwnSshd { keeps_trying: true, ..sshd(run, bridge)? })
 }
@@ -59,6 +69,9 @@ fn sshd(run: &Run, bridge: &Bridge) -> Result<OwnSshd> {
 
 /// Ends a bridge where it runs.
 pub(super) fn silence(run: &Run, role: Role) -> Result<()> {
+    if role == Role::Rescue {
+        run.machine.silence(&keeper(&run.id))?;
+    }
     run.machine.silence(&unit(&run.id, role))
 }
 

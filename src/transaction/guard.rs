@@ -175,6 +175,7 @@ pub(super) fn stand_down(machine: &dyn Machine, id: &str, records: &[Record]) {
     for role in [Role::Trial, Role::Rescue] {
         heed(machine.silence(&bridge::unit(id, role)));
     }
+    heed(machine.silence(&bridge::keeper(id)));
     heed(machine.disarm(&guard_name(id)));
     let own = records.iter().find_map(|record| match record {
         Record::Images { own, .. } => Some(own.clone()),

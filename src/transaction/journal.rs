@@ -147,6 +147,9 @@ pub struct Terms {
     /// The transaction that this one undoes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undoes: Option<String>,
+    /// Who has to be able to log in, and become root, afterwards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub admins: Vec<String>,
     /// Whom it locks out, and that this was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forced: Vec<String>,
@@ -167,7 +170,7 @@ impl Journal {
         if let Some(above) = folder.parent() {
             files.sync_folder(above)?;
         }
-        let id = new_id()?;
+        let id = new_id(files)?;
         let mut journal = Self { file: files.append(&path(&id))?, id };
         journal.write(begin)?;
         let length = journal.file.metadata().map_or(0, |meta| meta.len());
@@ -222,12 +225,23 @@ pub fn path(id: &str) -> PathBuf {
     Path::new(STATE).join(format!("{id}.journal"))
 }
 
-/// Time, to the millisecond, and chance: sorts by age, never repeats.
-fn new_id() -> Result<String, SysError> {
+/// Time, to the millisecond, and chance: sorts by age, never repeats. Where the clock was set back since the
+/// last transaction, the time is the next one after that.
+fn new_id(files: &Files) -> Result<String, SysError> {
+    let last = ids(files).last().and_then(|id| time_of(id));
+    let next = last.and_then(|last| last.checked_add(jiff::SignedDuration::from_millis(1)).ok());
     let now = jiff::Timestamp::now();
+    let now = next.filter(|next| *next > now).unwrap_or(now);
     let millisecond = now.subsec_millisecond();
     let time = now.strftime("%Y%m%dT%H%M%S");
     Ok(format!("{time}.{millisecond:03}Z-{}", sys::random_hex(3)?))
+}
+
+/// The time in a transaction's id.
+fn time_of(id: &str) -> Option<jiff::Timestamp> {
+    let (time, _) = id.split_once('Z')?;
+    let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%S%.f", time).ok()?;
+    jiff::tz::TimeZone::UTC.to_timestamp(time).ok()
 }
 
 fn encode(record: &Record) -> Result<String, serde_json::Error> {
@@ -316,6 +330,21 @@ mod tests {
         bytes.push(b'\n');
         bytes.extend(encode(&done(3)).unwrap().into_bytes());
         assert_eq!(decode(&bytes), vec![done(1), Record::Damaged, done(3)]);
+    }
+
+    /// The clock may be set back between two transactions.
+    #[test]
+    fn the_next_id_sorts_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::at(folder.path());
+        let journal = |id: &str| files.scratch(&path(id), b"").unwrap();
+        let first = new_id(&files).unwrap();
+        assert!(first.as_str() < "2100", "{first}");
+        journal("21001231T235959.999Z-abcdef");
+        let next = new_id(&files).unwrap();
+        assert!(next.starts_with("21010101T000000.000Z-"), "{next}");
+        journal("mine");
+        assert!(new_id(&files).is_ok());
     }
 
     /// Journals of older versions are read for ever.

@@ -59,6 +59,8 @@ pub trait Machine {
     fn listen(&self, sshd: &OwnSshd) -> Result<Process>;
     /// Ends such an sshd where it runs; its sessions live on.
     fn silence(&self, unit: &str) -> Result<()>;
+    /// Starts a service that runs for as long as a bridge that outlives this process, or finds it running.
+    fn keep(&self, unit: &str, command: &[String]) -> Result<()>;
     /// Arms a timer that runs a command after some time, whatever becomes of this process.
     fn arm(&self, name: &str, command: &[String], after: Duration) -> Result<()>;
     /// Whether that timer is armed.
@@ -95,8 +97,8 @@ const LISTENERS: Duration = Duration::from_secs(10);
 const GREETINGS: u32 = 6;
 /// How long a stopped sshd's listener may stay open in a child of it.
 const CLOSED: Duration = Duration::from_secs(2);
-/// sshd's privilege separation folder. ssh.service takes it away when it stops (Debian 11, 12), and
-/// so does each connection of ssh.socket that ends (Debian 11); an sshd that serves meanwhile needs
+/// sshd's privilege separation folder. ssh.service takes it away when it stops or does not start, and so
+/// does each connection of ssh.socket that ends (Debian 11); an sshd that serves meanwhile needs
 /// it for every connection.
 const PRIVSEP: &str = "/run/sshd";
 
@@ -364,6 +366,14 @@ impl Machine for RealMachine {
             Err(_) if !self.unit(unit)?.exists() => Ok(()),
             other => other,
         }
+    }
+
+    fn keep(&self, unit: &str, command: &[String]) -> Result<()> {
+        if self.unit(unit)?.is_active() {
+            return Ok(());
+        }
+        let result = self.with(|systemd| transient::start_keeper(systemd, unit, command))?;
+        job_result("start", unit, &result)
     }
 
     fn arm(&self, name: &str, command: &[String], after: Duration) -> Result<()> {

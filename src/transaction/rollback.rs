@@ -15,7 +15,7 @@ use super::run::Run;
 use super::steps::forgive;
 use super::{Outcome, bridge, guard, run};
 use crate::error::Error;
-use crate::observe::{Observed, Owner};
+use crate::observe::{Observed, Owner, Verdict};
 use crate::plan::{Bridge, Op, Role, held};
 use crate::sys::fault::point;
 use crate::sys::units::Unit;
@@ -121,7 +121,7 @@ fn left(
     mut kept: BTreeSet<PathBuf>,
     mut failures: Vec<String>,
 ) -> Vec<String> {
-    let now = match run.machine.observe() {
+    let now = match settled(run) {
         Ok(now) => now,
         Err(error) => {
             failures.push(error.to_string());
@@ -140,6 +140,28 @@ fn left(
     }
     failures.extend(moved);
     failures
+}
+
+/// The host when no unit of sshd's is on its way any more: somebody may restart it just now.
+fn settled(run: &Run) -> std::result::Result<Observed, Error> {
+    let deadline = Instant::now() + LISTENERS;
+    loop {
+        let now = run.machine.observe()?;
+        let on_its_way = |unit: &Unit| {
+            matches!(unit.active.as_str(), "activating" | "deactivating" | "reloading")
+        };
+        let before = |unit: &Unit| {
+            [&run.before.socket, &run.before.service]
+                .into_iter()
+                .any(|was| was.name == unit.name && was.active == unit.active)
+        };
+        let moving =
+            [&now.socket, &now.service].into_iter().any(|unit| on_its_way(unit) && !before(unit));
+        if !moving || Instant::now() > deadline {
+            return Ok(now);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// The journal is gone, and with it what there was before. What listens goes on listening unless
@@ -162,6 +184,7 @@ fn start_what_is_enabled(machine: &dyn Machine, id: &str) -> std::result::Result
     for role in [Role::Trial, Role::Rescue] {
         machine.silence(&bridge::unit(id, role))?;
     }
+    machine.silence(&bridge::keeper(id))?;
     Ok(machine.job("StartUnit", &owner.name, JOB)?)
 }
 
@@ -260,18 +283,34 @@ impl Way<'_, '_> {
         if !apart {
             self.drop_bridge(Role::Trial);
         }
-        self.drop_bridge(Role::Rescue);
+        // Then nothing would listen until a start has failed.
+        let refused = units && self.is_refused();
+        if !refused {
+            self.drop_bridge(Role::Rescue);
+        }
         self.pass(format_args!("rollback.silenced"));
         if units {
-            self.start_units(&before, undo.ended);
+            if !refused {
+                self.start_units(&before, undo.ended);
+            }
             self.pass(format_args!("rollback.started"));
-            self.await_listeners(&before);
+            if !refused {
+                self.await_listeners(&before);
+            }
             if let Err(error) = listen_where_nobody_does(self.run) {
                 tracing::error!(%error, "no rescue listener");
             }
         }
         self.drop_bridge(Role::Trial);
         self.pass(format_args!("rollback.done"));
+    }
+
+    /// Somebody has edited sshd's files meanwhile so that it does not start any more.
+    fn is_refused(&mut self) -> bool {
+        let Ok(now) = self.run.machine.observe() else { return false };
+        let Verdict::Invalid(said) = now.effective else { return false };
+        self.failures.push(format!("sshd refuses its configuration: {said}"));
+        true
     }
 
     /// The old owners have never let go; or, after a reboot, the old state is back already.
@@ -346,9 +385,14 @@ impl Way<'_, '_> {
         let wanted = held(before);
         let deadline = Instant::now() + LISTENERS;
         while Instant::now() < deadline {
-            let now = self.run.machine.observe();
-            if now.is_ok_and(|now| wanted.iter().all(|at| held(&now).contains(at))) {
-                return;
+            if let Ok(now) = self.run.machine.observe() {
+                let rests = |unit: &Unit| matches!(unit.active.as_str(), "failed" | "inactive");
+                let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
+                let nobody_will =
+                    owners.into_iter().filter(|(was, _)| was.is_active()).all(|(_, is)| rests(is));
+                if nobody_will || wanted.iter().all(|at| held(&now).contains(at)) {
+                    return;
+                }
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -120,6 +120,7 @@ fn logins_of(run: &Run) -> Asked {
     Asked {
         before: run.before.clone(),
         operator,
+        admins: terms.as_ref().map(|terms| terms.admins.clone()).unwrap_or_default(),
         from: terms.as_ref().and_then(|terms| terms.from),
         folder: bridge::folder(&run.id),
         candidate: terms.as_ref().map(|terms| terms.candidate.clone()).unwrap_or_default(),

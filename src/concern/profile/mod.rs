@@ -9,7 +9,7 @@ use crate::error::Refusal;
 use crate::observe::{Observed, Verdict};
 use crate::spec::{Profile, Setting, Spec};
 use crate::sshd::Effective;
-use crate::sshd::keywords::{lines_of, same};
+use crate::sshd::keywords::{canonical, lines_of, same};
 
 /// The spec with the values of its profile among its settings, and what the reader should know of them.
 ///
@@ -42,6 +42,13 @@ pub(crate) fn resolve(spec: &Spec, observed: &Observed) -> Result<(Spec, Vec<Str
                 Says::Algorithms(_) => keyword.clone(),
             };
             warnings.push(format!("profile {}: `{says}` {what}", choice.profile));
+        }
+        if let Some(now) = stricter(&keyword, &lines, observed) {
+            let (profile, line) = (choice.profile, lines.join("; "));
+            warnings.push(format!(
+                "profile {profile}: `{keyword} {line}` is laxer than `{now}`, which this host has now; \
+                 `settings: {{{keyword}: {now}}}` keeps it"
+            ));
         }
         resolved.ssh.settings.push(Setting { keyword, lines, at: choice.at });
     }
@@ -95,6 +102,23 @@ fn lines(
         ));
     }
     Ok((lines_of(value.keyword, &known), unknown))
+}
+
+/// The present value of the host, where the profile's is laxer.
+fn stricter(keyword: &str, lines: &[String], observed: &Observed) -> Option<String> {
+    let now = effective(observed)?.get(keyword).first()?;
+    let number = |text: &str| text.split(':').next()?.parse::<u64>().ok();
+    let (ours, theirs) = (number(lines.first()?), number(now));
+    let is_stricter = match canonical(keyword).as_str() {
+        "permitrootlogin" => {
+            matches!(now.as_str(), "no" | "forced-commands-only") && lines != ["no"]
+        }
+        "requiredrsasize" => theirs > ours,
+        "logingracetime" => theirs < ours && theirs != Some(0),
+        "maxstartups" | "maxauthtries" | "maxsessions" => theirs < ours,
+        _ => false,
+    };
+    is_stricter.then(|| now.clone())
 }
 
 /// Whether the host does something else now.

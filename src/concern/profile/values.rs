@@ -125,7 +125,7 @@ const RECOMMENDED: [Value; 20] = [
 ];
 
 /// For hosts whose users are known, and have modern keys.
-const STRICT: [Value; 9] = [
+const STRICT: [Value; 11] = [
     costs(
         algorithms("KexAlgorithms", KEX.split_at(5).0),
         "shuts out clients without Curve25519, as OpenSSH before 6.5 and PuTTY before 0.68",
@@ -149,9 +149,11 @@ const STRICT: [Value; 9] = [
     ),
     words("MaxAuthTries", "4"),
     costs(
-        words("DisableForwarding", "yes"),
-        "shuts out whoever forwards ports, X11 or an agent (ssh -L, -R, -D, -J through this host)",
+        words("AllowTcpForwarding", "no"),
+        "shuts out whoever forwards ports (ssh -L, -R, -D, -J through this host)",
     ),
+    words("AllowStreamLocalForwarding", "no"),
+    costs(words("AllowAgentForwarding", "no"), "shuts out whoever forwards an agent (ssh -A)"),
     words("LoginGraceTime", "30"),
     words("MaxSessions", "10"),
 ];

@@ -292,8 +292,9 @@ fn place(
         return Ok((tree.clone(), Placed::Nowhere));
     }
     let dropped = with_drop_in(tree, lines, blocks);
-    let reading = read(&dropped, release)?;
-    if wins(&reading, keywords, blocks)? {
+    // Where the drop-in would not be read at all, or in a Match block, it is no place for them.
+    let reading = Reading::new(&dropped, release.clone());
+    if let Some(reading) = reading.ok().filter(|reading| wins(reading, keywords, blocks)) {
         refuse_lost(wanted, &reading)?;
         return Ok((dropped, Placed::DropIn));
     }
@@ -343,15 +344,15 @@ fn with_drop_in(tree: &ConfigTree, lines: &[String], blocks: &[String]) -> Confi
 }
 
 /// Whether sshd reads the drop-in outside any Match block, and follows its lines.
-fn wins(reading: &Reading, keywords: &[String], blocks: &[String]) -> Result<bool, Refusal> {
+fn wins(reading: &Reading, keywords: &[String], blocks: &[String]) -> bool {
     let drop_in = Path::new(DROP_IN);
-    let globally = reading.globally()?;
+    let (Ok(globally), Ok(all)) = (reading.globally(), reading.blocks()) else { return false };
     let is_ours = |place: &Place| place.path == drop_in && place.block.is_none();
     let is_followed = |keyword: &String| {
         globally.of(keyword).is_some_and(|chosen| chosen.followed.iter().any(is_ours))
     };
-    let stand = blocks.is_empty() || reading.blocks()?.stand_in(drop_in);
-    Ok(stand && keywords.iter().all(is_followed))
+    let stand = blocks.is_empty() || all.stand_in(drop_in);
+    stand && keywords.iter().all(is_followed)
 }
 
 fn refuse_lossy(file: &ConfigFile) -> Result<(), Refusal> {

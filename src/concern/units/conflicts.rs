@@ -7,6 +7,22 @@ use crate::error::Refusal;
 use crate::observe::{Listener, Observed, Owner};
 use crate::sys::process::Process;
 
+/// What systemd has not read yet would start something else than what was looked at.
+pub(crate) fn refuse_unread(observed: &Observed) -> Result<(), Refusal> {
+    let service = &observed.service;
+    if !service.needs_reload {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "unread-unit",
+        format!("the files of {} have changed, and systemd has not read them", service.name),
+        format!(
+            "systemctl daemon-reload, see what it starts now (systemctl cat {}), and plan again",
+            service.name
+        ),
+    ))
+}
+
 pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
     if observed.not_to_be_run {
         return Err(Refusal::new(

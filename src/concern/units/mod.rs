@@ -8,6 +8,8 @@
 mod conflicts;
 mod drop_ins;
 
+pub(crate) use conflicts::refuse_unread;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -79,8 +81,7 @@ impl Planner<'_> {
         let release = self.socket_holds_on();
         let unlink = release && (socket.is_enabled() || self.pulled_in_by_link());
         let enable = !service.is_enabled();
-        let reload =
-            !files.is_empty() || unlink || enable || service.is_masked() || service.needs_reload;
+        let reload = !files.is_empty() || unlink || enable || service.is_masked();
         let close = release && socket.is_active();
         let restart = self.files_change
             || reload
@@ -119,12 +120,8 @@ impl Planner<'_> {
         let files = self.socket_files()?;
         let disable = service.is_enabled();
         let enable = !socket.is_enabled();
-        let reload = !files.is_empty()
-            || disable
-            || enable
-            || socket.is_masked()
-            || socket.needs_reload
-            || service.needs_reload;
+        let reload =
+            !files.is_empty() || disable || enable || socket.is_masked() || socket.needs_reload;
         let rebind = reload || !socket.is_active() || !self.listens(&socket.name);
         let why_socket =
             format!("{} takes the port and starts sshd when somebody connects.", socket.name);

@@ -378,6 +378,10 @@ impl Machine for Fake {
         })
     }
 
+    fn keep(&self, unit: &str, _: &[String]) -> Result<()> {
+        self.operation(&format!("keep {unit}"), || Ok(()))
+    }
+
     fn arm(&self, name: &str, _: &[String], _: Duration) -> Result<()> {
         self.operation(&format!("arm {name}"), || {
             self.host.borrow_mut().armed = true;

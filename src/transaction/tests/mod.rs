@@ -42,6 +42,7 @@ fn begin(fake: &Fake, port: u16, confirm: Confirm) -> String {
         changes: Vec::new(),
         spec: "spec.yaml".into(),
         undoes: None,
+        admins: Vec::new(),
         forced: Vec::new(),
     };
     let begin = Record::Begin {

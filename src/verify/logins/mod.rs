@@ -21,8 +21,10 @@ use super::{Fault, write_known_hosts};
 use crate::error::Error;
 use crate::observe::Observed;
 use crate::sshd::ConfigTree;
-use crate::sshd::reading::Reading;
+use crate::sshd::criteria::Criterion;
+use crate::sshd::reading::{Place, Reading};
 use crate::sshd::release::Release;
+use crate::sshd::syntax::Directive;
 use crate::sys::probe::Login;
 use crate::sys::users::{self, User};
 use crate::sys::{Files, SysError};
@@ -85,6 +87,8 @@ pub struct Asked {
     pub options: Vec<String>,
     /// Who runs harden.
     pub operator: Option<String>,
+    /// Who has to be able to log in afterwards, as the spec has it.
+    pub admins: Vec<String>,
     /// Where they come from.
     pub from: Option<IpAddr>,
     /// A folder of the transaction's own, below /run.
@@ -108,6 +112,8 @@ struct Admin {
     own: Vec<Key>,
     /// Whether this is root, or somebody who can become root.
     becomes_root: bool,
+    /// Whether the spec names them.
+    listed: bool,
 }
 
 fn try_all(files: &Files, asked: &Asked) -> Answer {
@@ -149,17 +155,32 @@ fn unproven(why: &str) -> Fault {
     format!("harden cannot try who still gets in: {why}. Confirm it yourself: --confirm operator")
 }
 
-/// A pattern of users that names addresses, and was not there before: the probe comes from none.
+/// What tells people apart by where they come from, and was not there before: the probe comes from nowhere.
 fn by_address(before: &ConfigTree, after: &ConfigTree, release: &Release) -> Option<String> {
-    let patterns = |tree: &ConfigTree| -> Vec<String> {
-        // sshd has accepted it.
-        let Ok(reading) = Reading::new(tree, release.clone()) else { return Vec::new() };
-        let lists = ["AllowUsers", "DenyUsers"].map(|list| reading.everywhere(list));
-        let patterns = lists.into_iter().flatten().flat_map(|line| &line.args);
-        patterns.filter(|arg| arg.contains('@')).cloned().collect()
+    let known = by_addresses(before, release);
+    by_addresses(after, release).into_iter().find(|found| !known.contains(found))
+}
+
+/// Patterns of users with an address, and lines that decide who gets in and stand in a Match block that asks
+/// for an address.
+fn by_addresses(tree: &ConfigTree, release: &Release) -> Vec<String> {
+    // sshd has accepted it.
+    let Ok(reading) = Reading::new(tree, release.clone()) else { return Vec::new() };
+    let lists = ["AllowUsers", "DenyUsers"].map(|list| reading.everywhere(list));
+    let patterns = lists.into_iter().flatten().flat_map(|line| &line.args);
+    let mut found: Vec<String> = patterns.filter(|arg| arg.contains('@')).cloned().collect();
+    let Ok(blocks) = reading.blocks() else { return found };
+    let asks = |place: &&Place| {
+        let criteria = place.block.map(|block| block.criteria).unwrap_or_default();
+        criteria.iter().any(Criterion::asks_for_address)
     };
-    let known = patterns(before);
-    patterns(after).into_iter().find(|pattern| !known.contains(pattern))
+    let decides = |place: &&Place| !HARMLESS.iter().any(|harmless| place.directive.is(harmless));
+    found.extend(blocks.lines().filter(asks).filter(decides).map(|place| {
+        let block = place.block.map(|block| block.directive.rest.clone()).unwrap_or_default();
+        let Directive { keyword, args, .. } = place.directive;
+        format!("Match {}: {keyword} {}", block.trim(), args.join(" "))
+    }));
+    found
 }
 
 /// Why nothing is known of those who matter: nobody, or not the one who runs harden, gets in over a pipe
@@ -229,8 +250,8 @@ fn judge(
         return fault(format!("nobody could log in with a key any more: {told}"));
     }
     let is_needed = |admin: &Admin| match admin.user.uid {
-        0 => !entered.iter().any(|admin| admin.becomes_root),
-        _ => Some(admin.user.name.as_str()) == operator,
+        0 if !admin.listed => !entered.iter().any(|admin| admin.becomes_root),
+        _ => admin.listed || Some(admin.user.name.as_str()) == operator,
     };
     if let Some((admin, why)) = lost.iter().find(|(admin, _)| is_needed(admin)) {
         let name = &admin.user.name;
@@ -240,7 +261,8 @@ fn judge(
                  become root (sudo -l)"
             )
         } else {
-            format!("{name}, who runs harden, could not log in with a key any more ({why})")
+            let who = if admin.listed { "whom `safety.admins` names" } else { "who runs harden" };
+            format!("{name}, {who}, could not log in with a key any more ({why})")
         });
     }
     let mut notes = Vec::new();
@@ -259,14 +281,17 @@ fn judge(
 fn admins(files: &Files, asked: &Asked) -> Result<Vec<Admin>, SysError> {
     let operator = asked.operator.as_deref().and_then(users::named);
     let mut admins: Vec<Admin> = Vec::new();
-    for user in operator.into_iter().chain(users::administrators()) {
-        if admins.len() == MOST || admins.iter().any(|known| known.user.name == user.name) {
+    let listed = asked.admins.iter().filter_map(|name| users::named(name));
+    let most = MOST + asked.admins.len();
+    for user in listed.chain(operator).chain(users::administrators()) {
+        if admins.len() == most || admins.iter().any(|known| known.user.name == user.name) {
             continue;
         }
         let own = own_keys(files, asked, &user)?;
         if !own.is_empty() {
             let becomes_root = users::becomes_root(&user);
-            admins.push(Admin { user, own, becomes_root });
+            let listed = asked.admins.contains(&user.name);
+            admins.push(Admin { user, own, becomes_root, listed });
         }
     }
     Ok(admins)
@@ -280,7 +305,7 @@ mod tests {
         let uid = if name == "root" { 0 } else { 1000 };
         let (home, shell) = ("/".into(), "/bin/sh".into());
         let user = User { name: name.into(), uid, gid: uid, home, shell };
-        Admin { user, own: Vec::new(), becomes_root: name != "eve" }
+        Admin { user, own: Vec::new(), becomes_root: name != "eve", listed: false }
     }
 
     #[test]

@@ -1,0 +1,118 @@
+//! A way back that cannot be completed, or on which somebody else is under way too: what is left lets people
+//! in for as long as it takes, and a change that is back is closed.
+
+use crate::machine::{Machine, Suite};
+use crate::on_debian;
+use crate::operator::socket_system;
+use crate::state::{Want, assert_closed, assert_state, wait_until_idle};
+
+on_debian!(the_last_way_in_outlasts_what_people_try, who_restarts_sshd_meanwhile_does_no_harm);
+
+const SAME_PORT: &str = "version: 1\nssh: {socket: keep, settings: {MaxAuthTries: 4}}\n";
+
+/// A change of a host whose configuration somebody breaks meanwhile, so that the old sshd does not start.
+fn stuck(suite: Suite) -> Machine {
+    let machine = Machine::boot(suite, |_| {});
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("8s");
+    machine.root().append("/etc/ssh/sshd_config", "Bogus yes\n");
+    assert_eq!(machine.background_end(), 5);
+    machine
+}
+
+fn rescue(machine: &Machine) -> String {
+    machine.sh("systemctl show -P MainPID 'harden-rescue-*'").trim().to_owned()
+}
+
+#[track_caller]
+fn lets_in(machine: &Machine, when: &str) {
+    assert_eq!(machine.ssh(22, "echo in").stdout, "in\n", "{when}");
+}
+
+mod cases {
+    use super::*;
+
+    pub(super) fn the_last_way_in_outlasts_what_people_try(suite: Suite) {
+        let mut machine = stuck(suite);
+        lets_in(&machine, "after the way back");
+        let pid = rescue(&machine);
+        // Also when the guard has tried again.
+        machine.wait_for("guard", "! systemctl is-active -q 'harden-guard-*.timer'");
+        for command in
+            ["systemctl restart ssh.service", "systemctl stop ssh.service", "rm -r /run/sshd"]
+        {
+            machine.exec(command);
+            lets_in(&machine, command);
+        }
+        // Whoever tries again while it cannot succeed takes nothing away.
+        machine.exec("harden rollback -y").code(5);
+        assert_eq!(rescue(&machine), pid, "the rescue went and came");
+        lets_in(&machine, "after another try");
+
+        machine.cut_power_and_wait(60);
+        let tried =
+            "! systemctl is-active -q harden-resume.service && harden status | grep -q incomplete";
+        machine.wait_for("another try", tried);
+        machine.exec("systemctl restart ssh.service");
+        lets_in(&machine, "after a power cut");
+
+        machine.sh("sed -i '/^Bogus/d' /etc/ssh/sshd_config");
+        machine.exec("harden rollback -y").code(0);
+        assert_closed(&machine);
+        assert_state(&machine, &Want::service(22));
+        assert_eq!(machine.sh("systemctl list-units --no-legend 'harden-*'").trim(), "");
+    }
+
+    pub(super) fn who_restarts_sshd_meanwhile_does_no_harm(suite: Suite) {
+        for interruption in
+            ["harden rollback -y & sleep 0.05", "rm -rf /run/harden; pkill -HUP -x sshd"]
+        {
+            let machine = Machine::boot(suite, |_| {});
+            machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+            machine.apply_in_background("60s");
+            machine.exec(&format!("{interruption}; systemctl restart ssh.service; wait"));
+            machine.exec("harden rollback -y");
+            machine.background_end();
+            machine.wait_for_the_end();
+            wait_until_idle(&machine);
+            assert_closed(&machine);
+            assert_state(&machine, &Want::service(22));
+        }
+    }
+}
+
+/// Somebody enables or disables a unit during the trial: that is theirs, and stays.
+#[test]
+fn links_of_others_stay() {
+    for confirmed in [true, false] {
+        let machine = Machine::boot(Suite::Trixie, |_| {});
+        machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+        machine.apply_in_background("8s");
+        machine.sh("systemctl disable ssh.service");
+        if confirmed {
+            machine.ssh(2222, &machine.confirm_command());
+        }
+        assert_eq!(machine.background_end(), 4);
+        let said = machine.root().read("/root/apply.log");
+        let link = "multi-user.target.wants/ssh.service";
+        assert!(said.contains("somebody") && said.contains(link), "{said}");
+        assert_closed(&machine);
+        assert_eq!(machine.exec("systemctl is-enabled ssh.service").stdout, "disabled\n");
+        lets_in(&machine, "under the old port");
+    }
+}
+
+/// What systemd has not read yet would start something else than what was looked at.
+#[test]
+fn a_unit_that_was_not_read_is_refused() {
+    let machine = socket_system(Suite::Trixie);
+    machine.root().write(
+        "/etc/systemd/system/ssh.service.d/x.conf",
+        "[Service]\nExecStart=\nExecStart=/usr/sbin/sshd -D -f /etc/ssh/other\n",
+    );
+    let refused = machine.apply().code(1);
+    assert!(refused.stderr.contains("systemd has not read them"), "{refused:?}");
+    machine.sh("systemctl daemon-reload");
+    let refused = machine.apply().code(1);
+    assert!(refused.stderr.contains("-f /etc/ssh/other"), "{refused:?}");
+}
