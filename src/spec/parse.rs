@@ -170,7 +170,7 @@ impl Source {
         let confirm = safety.confirm.as_ref().map(|confirm| confirm.value);
         let admins = safety.admins.as_ref().map(|admins| admins.value.clone()).unwrap_or_default();
         if let Some(admins) = safety.admins.as_ref().filter(|admins| admins.value.is_empty()) {
-            let expected = "expected names of users; leave the key out to have harden find them";
+            let expected = "expected names of users, or no such key at all";
             return Err(self.at(admins, "the list is empty", expected));
         }
         Ok(Safety { confirm, timeout: timeout.transpose()?, admins })
