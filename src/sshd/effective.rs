@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::keywords::{Repeats, canonical, repeats};
+use super::keywords::{Repeats, repeats, same};
 use super::syntax::split_args;
 
 /// Values by keyword, in the order printed. Keywords are lower case (10.4 prints mixed case).
@@ -27,12 +27,13 @@ impl Effective {
         Self { values }
     }
 
-    /// The lines printed for a keyword, also under the name that a later OpenSSH gave it; empty
-    /// where it is unknown or has no value.
+    /// The lines printed for a keyword, also under the name that an earlier or later OpenSSH has for it;
+    /// empty where it is unknown or has no value.
     pub fn get(&self, keyword: &str) -> &[String] {
+        let renamed = || self.values.iter().find(|(printed, _)| same(printed, keyword));
         self.values
             .get(&keyword.to_ascii_lowercase())
-            .or_else(|| self.values.get(&canonical(keyword)))
+            .or_else(|| renamed().map(|(_, values)| values))
             .map_or(&[], Vec::as_slice)
     }
 
@@ -176,5 +177,11 @@ mod tests {
         assert!(effective.has("LoginGraceTime", &lines(&["120"])));
         assert!(effective.has("Subsystem", &lines(&["sftp", "internal-sftp"])));
         assert_eq!(effective.listen().len(), 2);
+        // Names came and went; what is printed under the name itself comes first.
+        let old = Effective::parse(
+            "pubkeyacceptedkeytypes a\nkbdinteractiveauthentication no\nchallengeresponseauthentication yes\n",
+        );
+        assert_eq!(old.get("PubkeyAcceptedAlgorithms"), ["a"]);
+        assert_eq!(old.get("KbdInteractiveAuthentication"), ["no"]);
     }
 }
