@@ -69,7 +69,8 @@ mod cases {
         is_healthy(&machine);
         machine.root().append(
             "/etc/ssh/sshd_config",
-            "Match User sftp\nForceCommand internal-sftp\nX11Forwarding no\n",
+            "Match User sftp\nForceCommand internal-sftp\nX11Forwarding no\n\
+             Match LocalPort 2222\nX11Forwarding no\n",
         );
         machine.sh("systemctl restart ssh.service");
         is_healthy(&machine);
@@ -205,6 +206,17 @@ fn the_generator_has_not_read_it() {
     machine.root().append("/etc/ssh/sshd_config", "Port 2201\n");
     machine.sh("systemctl daemon-reload");
     is_named(&machine, "stale-socket");
+}
+
+/// On Ubuntu too an administrator's own drop-in decides, and a reload does not mend that.
+#[test]
+fn the_generator_is_overruled() {
+    let machine = Machine::boot(Suite::UbuntuLike, |root| root.socket_owns_port(Suite::UbuntuLike));
+    let drop_in = "[Socket]\nListenStream=\nListenStream=0.0.0.0:2200\nListenStream=[::]:2200\n";
+    machine.root().write("/etc/systemd/system/ssh.socket.d/override.conf", drop_in);
+    machine.sh("systemctl daemon-reload; systemctl restart ssh.socket");
+    let said = is_named(&machine, "socket-owns-port");
+    assert!(said.contains("ssh.socket.d/override.conf decides"), "{said}");
 }
 
 /// Two ways of half moving from ssh.socket to ssh.service by hand.

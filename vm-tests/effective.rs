@@ -120,6 +120,33 @@ fn drop_ins_of_others_give_way() {
     }
 }
 
+/// A distribution's crypto policy on sshd's command line, as RHEL 8 has it: it wins over the spec, and is not
+/// for harden to rewrite; what else stands there is.
+#[test]
+fn a_crypto_policy_is_named_and_left_alone() {
+    let policy = "/usr/share/crypto-policies/opensshserver.txt";
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write(policy, "CRYPTO_POLICY='-oCiphers=aes256-ctr'\n");
+        root.link("/etc/crypto-policies/opensshserver.config", policy);
+        root.write("/etc/default/ssh", "SSHD_OPTS=\"-o MaxAuthTries=9\"\n");
+        root.write(
+            "/etc/systemd/system/ssh.service.d/policy.conf",
+            "[Service]\nEnvironmentFile=/etc/crypto-policies/opensshserver.config\nExecStart=\n\
+             ExecStart=/usr/sbin/sshd -D $SSHD_OPTS $CRYPTO_POLICY\n",
+        );
+    });
+    machine.spec("version: 1\nssh: {settings: {Ciphers: aes128-ctr}}\n");
+    let refused = unchanged(&machine, || machine.apply().code(1));
+    let named = said(&refused);
+    assert!(named.contains("`-oCiphers=aes256-ctr`"), "{named}");
+    assert!(named.contains("/etc/crypto-policies/opensshserver.config"), "{named}");
+    machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
+    machine.apply().code(0);
+    assert_eq!(machine.root().read("/etc/default/ssh"), "SSHD_OPTS=\"\"\n");
+    assert_eq!(machine.root().read(policy), "CRYPTO_POLICY='-oCiphers=aes256-ctr'\n");
+    assert_state(&machine, &Want::service(22).with("maxauthtries 3"));
+}
+
 /// A `Match all` looks as if it said nothing of anybody in particular, and wins over everything.
 #[test]
 fn a_block_for_all_is_named() {

@@ -172,6 +172,7 @@ fn where_one_comes_from_counts() {
     let blocks = [
         "{Address: 10.0.0.0/8}, settings: {PubkeyAuthentication: no}",
         "{LocalAddress: 10.77.0.0/24}, settings: {PubkeyAuthentication: no}",
+        "{Address: 10.0.0.0/8}, settings: {RefuseConnection: yes}",
         "{Address: \"*,!192.0.2.0/24\"}, settings: {AuthorizedKeysFile: /nonexistent/%u}",
     ];
     for block in blocks {

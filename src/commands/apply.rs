@@ -10,7 +10,7 @@ use harden::report::{human, json};
 use harden::saved::SavedPlan;
 use harden::spec;
 use harden::sshd::reading::Reading;
-use harden::sys::process::Process;
+use harden::sys::process::Session;
 use harden::sys::systemd::Systemd;
 use harden::sys::{self, Files};
 use harden::transaction::follow::{self, Watcher, follow};
@@ -222,6 +222,7 @@ pub(super) fn terms(
         if terminal::is_attended() { spec::Confirm::Operator } else { spec::Confirm::Probe };
     let asked = args.confirm.map(spec::Confirm::from);
     let limit = args.timeout.or(safety.timeout).unwrap_or(TIMEOUT);
+    let session = Session::present();
     Terms {
         trial: plan.trial.clone(),
         candidate: plan.candidate.clone(),
@@ -230,8 +231,8 @@ pub(super) fn terms(
         limit: limit.as_secs(),
         login: login(observed, plan, &operator()),
         operator: Some(operator()),
-        from: connection(0).and_then(|address| address.parse().ok()),
-        at: connection(2).and_then(|address| address.parse().ok()),
+        from: session.map(|session| session.client.ip()),
+        at: session.map(|session| session.server.ip()),
         changes: plan.changes.clone(),
         spec: String::new(),
         undoes: None,
@@ -245,12 +246,6 @@ fn operator() -> String {
     std::env::var("SUDO_USER").unwrap_or_else(|_| "root".to_owned())
 }
 
-/// A field of `SSH_CONNECTION`, which this very session has: CLIENT PORT SERVER PORT (ssh(1)).
-fn connection(field: usize) -> Option<String> {
-    let connection = Process::inherited_variable("SSH_CONNECTION")?;
-    connection.split(' ').nth(field).map(str::to_owned)
-}
-
 /// The command that opens a new session through the trial and confirms there, as the person at this
 /// terminal would type it.
 fn login(observed: &Observed, plan: &Plan, operator: &str) -> Vec<String> {
@@ -260,13 +255,13 @@ fn login(observed: &Observed, plan: &Plan, operator: &str) -> Vec<String> {
     });
     let endpoints = endpoints.unwrap_or_default();
     let port = endpoints.first().map_or(22, SocketAddr::port).to_string();
-    let is_served =
-        |address: &String| address.parse().is_ok_and(|address| serves(endpoints, address));
     let specific = || {
         let fixed = endpoints.iter().map(SocketAddr::ip).find(|ip| !ip.is_unspecified());
         fixed.map_or_else(|| observed.host.clone(), |ip| ip.to_string())
     };
-    let host = connection(2).filter(is_served).unwrap_or_else(specific);
+    let reached = Session::present().map(|session| session.server.ip());
+    let reached = reached.filter(|address| serves(endpoints, *address));
+    let host = reached.map_or_else(specific, |address| address.to_string());
     let reading = Reading::new(&plan.candidate, observed.release.clone());
     let globally = reading.as_ref().ok().and_then(|reading| reading.globally().ok());
     let root_stays_out = globally.is_some_and(|globally| {

@@ -100,7 +100,9 @@ fn validated(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan, Er
         return Ok(plan);
     }
     if validate::candidate(files, spec, &plan, &observed.release)?.is_none() {
-        plan.warnings.push("sshd has not read the planned files: that needs root".to_owned());
+        let unseen = "sshd has not read the planned files, and who would be locked out is not known: \
+                      that needs root";
+        plan.warnings.push(unseen.to_owned());
     }
     Ok(plan)
 }

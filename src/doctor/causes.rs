@@ -420,24 +420,16 @@ pub(super) fn shadowed(case: &Case) -> Vec<Finding> {
     found
 }
 
-fn shown(place: &Place) -> String {
+pub(super) fn shown(place: &Place) -> String {
     format!("{} {}", place.directive.keyword, place.directive.args.join(" "))
 }
 
 /// Where the files want sshd.
 fn says(sight: &Sight) -> String {
-    let case = sight.case;
-    let reading = Reading::new(&case.observed.config, case.observed.release.clone()).ok();
-    let globally = reading.as_ref().and_then(|reading| reading.globally().ok());
-    let lines: Vec<String> = LISTENING
-        .iter()
-        .filter_map(|keyword| Some(globally.as_ref()?.of(keyword)?.followed.clone()))
-        .flatten()
-        .map(|place| {
-            format!("`{} {}` ({place})", place.directive.keyword, place.directive.args.join(" "))
-        })
-        .collect();
-    let lines = if lines.is_empty() { "sshd's defaults".to_owned() } else { lines.join(", ") };
+    let lines = match sight.lines.as_slice() {
+        [] => "sshd's defaults".to_owned(),
+        lines => lines.join(", "),
+    };
     format!("the configuration wants {}: {lines}", list(&sight.wanted))
 }
 

@@ -8,7 +8,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::Serialize;
 
 use crate::observe::{Listener, Observed, Owner, Verdict};
-use crate::sshd::Effective;
 use crate::sshd::effective::ports;
 use crate::sshd::reading::Reading;
 
@@ -74,19 +73,21 @@ struct Sight<'c> {
     wanted: Vec<SocketAddr>,
     /// Of those, the ones at which no sshd of the two units listens.
     missing: Vec<SocketAddr>,
-    /// Where one listens that the files do not ask for.
-    extra: Vec<(SocketAddr, String)>,
+    /// Whether one listens where the files do not ask for it.
+    astray: bool,
+    /// The lines of the files that say where to listen, with their places; none leaves it to sshd.
+    lines: Vec<String>,
 }
 
 impl<'c> Sight<'c> {
     fn new(case: &'c Case) -> Self {
         let observed = &case.observed;
-        let listen = match &case.files {
-            Verdict::Valid(effective) => Effective::listen(effective),
+        let mut wanted = match &case.files {
+            Verdict::Valid(effective) => effective.listen(),
             _ => Vec::new(),
         };
-        let mut wanted = listen;
-        if observed.socket.is_active() && case.generator.is_none() && says_nothing(case) {
+        let lines = lines(observed);
+        if observed.socket.is_active() && case.generator.is_none() && lines.is_empty() {
             // Then the socket says it all; of the families, both.
             wanted = both_families(crate::concern::listening::configured(observed));
         }
@@ -97,19 +98,11 @@ impl<'c> Sight<'c> {
             Owner::Unit(unit) => listener.ssh && ours.contains(&unit),
             _ => false,
         };
-        let served: Vec<(SocketAddr, String)> = observed
-            .listeners
-            .iter()
-            .filter(held)
-            .flat_map(|listener| {
-                let owner = listener.owner.to_string();
-                listener.serves().into_iter().map(move |at| (at, owner.clone()))
-            })
-            .collect();
-        let is_served = |at: &&SocketAddr| served.iter().any(|(other, _)| other == *at);
-        let missing = wanted.iter().filter(|at| !is_served(at)).copied().collect();
-        let extra = served.into_iter().filter(|(at, _)| !wanted.contains(at)).collect();
-        Self { case, wanted, missing, extra }
+        let listeners = observed.listeners.iter().filter(held);
+        let served: Vec<SocketAddr> = listeners.flat_map(Listener::serves).collect();
+        let missing = wanted.iter().filter(|at| !served.contains(at)).copied().collect();
+        let astray = served.iter().any(|at| !wanted.contains(at));
+        Self { case, wanted, missing, astray, lines }
     }
 
     /// The ports that the files ask for, as a list.
@@ -119,7 +112,7 @@ impl<'c> Sight<'c> {
     }
 
     fn agrees(&self) -> bool {
-        self.missing.is_empty() && self.extra.is_empty()
+        self.missing.is_empty() && !self.astray
     }
 }
 
@@ -134,13 +127,13 @@ fn both_families(mut endpoints: Vec<SocketAddr>) -> Vec<SocketAddr> {
     endpoints
 }
 
-/// Whether the files leave it to sshd where it listens.
-fn says_nothing(case: &Case) -> bool {
-    let reading = Reading::new(&case.observed.config, case.observed.release.clone());
-    let globally = reading.as_ref().ok().and_then(|reading| reading.globally().ok());
-    globally.is_some_and(|globally| {
-        causes::LISTENING.iter().all(|keyword| globally.of(keyword).is_none())
-    })
+/// The lines that decide where sshd listens.
+fn lines(observed: &Observed) -> Vec<String> {
+    let reading = Reading::new(&observed.config, observed.release.clone()).ok();
+    let globally = reading.as_ref().and_then(|reading| reading.globally().ok());
+    let of = |keyword: &&str| Some(globally.as_ref()?.of(keyword)?.followed.clone());
+    let places = causes::LISTENING.iter().filter_map(of).flatten();
+    places.map(|place| format!("`{}` ({place})", causes::shown(&place))).collect()
 }
 
 /// An sshd that ssh.service has lost, or that nobody has started as a unit; one in a unit of its own is

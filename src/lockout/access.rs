@@ -28,11 +28,20 @@ fn is(effective: &Effective, keyword: &str, wanted: &str) -> bool {
 
 /// The first thing that keeps a user out; `None` where nothing does.
 pub(super) fn obstacle(admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obstacle> {
-    account(admin, effective)
+    connection(effective)
+        .or_else(|| account(admin, effective))
         .or_else(|| lists(admin, effective))
         .or_else(|| root(admin, effective))
         .or_else(|| credentials(admin, effective, keys))
         .or_else(|| command(effective))
+}
+
+/// Whether there is a connection at all (from 9.9 on).
+fn connection(effective: &Effective) -> Option<Obstacle> {
+    if !is(effective, "refuseconnection", "yes") {
+        return None;
+    }
+    because("RefuseConnection yes", "remove it, or narrow the Match block that it stands in")
 }
 
 /// The account and its shell.

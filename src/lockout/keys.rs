@@ -4,9 +4,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::sshd::Effective;
-use crate::sshd::authorized_keys::{free_key, key_file};
+use crate::sshd::authorized_keys;
 use crate::sshd::criteria::pattern_list;
-use crate::sys::process::Process;
+use crate::sys::process::Session;
 use crate::sys::users::User;
 use crate::sys::{Command, Files};
 
@@ -60,10 +60,8 @@ impl Keys<'_> {
         let mut keys = Vec::new();
         for file in places(user, effective) {
             let Ok(Some(text)) = self.files.read(&file) else { continue };
-            let text = String::from_utf8_lossy(&text).into_owned();
-            keys.extend(
-                text.lines().filter_map(free_key).filter_map(|line| self.key(&line, &file)),
-            );
+            let lines = authorized_keys::free_keys(&text).into_iter();
+            keys.extend(lines.filter_map(|line| self.key(&line, &file)));
         }
         keys
     }
@@ -153,17 +151,14 @@ impl Keys<'_> {
 }
 
 fn places(user: &User, effective: &Effective) -> Vec<PathBuf> {
-    let patterns = effective.get("authorizedkeysfile").iter().flat_map(|line| line.split(' '));
-    let patterns = patterns.filter(|pattern| !pattern.is_empty() && *pattern != "none");
-    patterns.map(|pattern| key_file(pattern, &user.name, user.uid, &user.home)).collect()
+    authorized_keys::files(effective, &user.name, user.uid, &user.home)
 }
 
 /// Whose key opened the session in which harden runs, and its fingerprint: sshd has logged that
 /// (`Accepted publickey for ada from 192.0.2.1 port 4242 ssh2: ED25519 SHA256:…`).
 pub(super) fn session_key() -> Option<(String, String)> {
-    let connection = Process::inherited_variable("SSH_CONNECTION")?;
-    let mut fields = connection.split(' ');
-    let from = format!(" from {} port {} ", fields.next()?, fields.next()?);
+    let session = Session::present()?;
+    let from = format!(" from {} port {} ", session.client.ip(), session.client.port());
     let journal = Command::new(Path::new("/usr/bin/journalctl"));
     let said =
         journal.args(["-q", "-b", "-o", "cat", "-t", "sshd", "-t", "sshd-session"]).run().ok()?;

@@ -8,7 +8,7 @@
 mod access;
 mod keys;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use access::{Obstacle, obstacle};
@@ -18,7 +18,8 @@ use crate::error::{Error, Refusal};
 use crate::observe::{Observed, Verdict, ask_sshd};
 use crate::plan::Plan;
 use crate::sshd::Effective;
-use crate::sys::process::Process;
+use crate::sshd::criteria::test_of;
+use crate::sys::process::Session;
 use crate::sys::users::{self, User};
 use crate::sys::{self, Files};
 use crate::validate::Scratch;
@@ -79,13 +80,15 @@ impl Way {
     /// As the session in which harden runs; where that is none, from an address that nobody has (RFC 5737)
     /// to the first one of this host that others reach.
     fn new(before: &Observed, plan: &Plan) -> Self {
-        let connection = Process::inherited_variable("SSH_CONNECTION").unwrap_or_default();
-        let field = |at: usize| connection.split(' ').nth(at)?.parse::<IpAddr>().ok();
+        let session = Session::present();
         let outside = before.addresses.iter().find(|address| !address.is_loopback());
         Self {
-            from: field(0).unwrap_or(IpAddr::from([198, 51, 100, 1])),
-            to: field(2).or(outside.copied()).unwrap_or(std::net::Ipv4Addr::LOCALHOST.into()),
-            port: plan.expect.endpoints.first().map_or(22, std::net::SocketAddr::port),
+            from: session.map_or(IpAddr::from([198, 51, 100, 1]), |session| session.client.ip()),
+            to: session
+                .map(|session| session.server.ip())
+                .or(outside.copied())
+                .unwrap_or(std::net::Ipv4Addr::LOCALHOST.into()),
+            port: plan.expect.endpoints.first().map_or(22, SocketAddr::port),
         }
     }
 }
@@ -94,10 +97,8 @@ impl View<'_> {
     /// What is in effect for a user; `None` where sshd does not say.
     fn of(&self, admin: &Admin) -> Option<Effective> {
         let Way { from, to, port } = self.way;
-        let (from, to) = (admin.from.unwrap_or(from).to_canonical(), to.to_canonical());
-        let name = &admin.user.name;
-        let connection = format!("user={name},host={from},addr={from},laddr={to},lport={port}");
-        let options = ["-C".to_owned(), connection];
+        let from = admin.from.unwrap_or(from);
+        let options = test_of(&admin.user.name, from, SocketAddr::new(to, port));
         let options: Vec<String> =
             options.into_iter().chain(self.options.iter().cloned()).collect();
         match ask_sshd(self.main, &options) {

@@ -2,8 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
+use super::effective::Effective;
+
+/// The files in which a configuration looks for a user's keys.
+pub fn files(effective: &Effective, name: &str, uid: u32, home: &Path) -> Vec<PathBuf> {
+    let patterns = effective.get("authorizedkeysfile").iter().flat_map(|line| line.split(' '));
+    let patterns = patterns.filter(|pattern| !pattern.is_empty() && *pattern != "none");
+    patterns.map(|pattern| file(pattern, name, uid, home)).collect()
+}
+
+/// The keys of a file that open a session of the user's choice.
+pub fn free_keys(text: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(text).lines().filter_map(free_key).collect()
+}
+
 /// The key of a line (`ssh-ed25519 AAAA…`), unless its options tie it to a command or to an authority.
-pub fn free_key(line: &str) -> Option<String> {
+fn free_key(line: &str) -> Option<String> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return None;
@@ -31,7 +45,7 @@ pub fn free_key(line: &str) -> Option<String> {
 
 /// `%h`, `%u`, `%U` and `%%`; what is not absolute is below the home folder (sshd_config(5),
 /// AuthorizedKeysFile).
-pub fn key_file(pattern: &str, name: &str, uid: u32, home: &Path) -> PathBuf {
+fn file(pattern: &str, name: &str, uid: u32, home: &Path) -> PathBuf {
     let named = pattern
         .replace("%%", "\0")
         .replace("%h", &home.to_string_lossy())
@@ -66,8 +80,7 @@ mod tests {
 
     #[test]
     fn the_places_of_keys_are_those_of_the_manual() {
-        let of =
-            |pattern| key_file(pattern, "ada", 1001, Path::new("/home/ada")).display().to_string();
+        let of = |pattern| file(pattern, "ada", 1001, Path::new("/home/ada")).display().to_string();
         assert_eq!(of(".ssh/authorized_keys"), "/home/ada/.ssh/authorized_keys");
         assert_eq!(of("/etc/keys/%u-%U/100%%u"), "/etc/keys/ada-1001/100%u");
         assert_eq!(of("%h/k"), "/home/ada/k");

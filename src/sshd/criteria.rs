@@ -1,6 +1,6 @@
 //! `Match` and its criteria (sshd_config(5), Match; PATTERNS in ssh_config(5)).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::release::Release;
 use super::syntax::{Directive, delimited};
@@ -50,6 +50,13 @@ pub enum Criterion {
     RoutingDomain(String),
     /// A list of patterns for the release of sshd (10.0 and later).
     Version(String),
+}
+
+/// The options that make `sshd -T` answer for a user's connection (sshd(8), -C).
+pub fn test_of(user: &str, from: IpAddr, to: SocketAddr) -> [String; 2] {
+    let (from, address, port) = (from.to_canonical(), to.ip().to_canonical(), to.port());
+    let connection = format!("user={user},host={from},addr={from},laddr={address},lport={port}");
+    ["-C".to_owned(), connection]
 }
 
 /// Reads the criteria of a `Match` line; all of them have to be met.

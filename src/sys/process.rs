@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -119,6 +120,36 @@ impl Process {
     }
 }
 
+/// The connection of an SSH session (`SSH_CONNECTION` in ssh(1)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// Where it came from.
+    pub client: SocketAddr,
+    /// Where it came in.
+    pub server: SocketAddr,
+}
+
+impl Session {
+    /// The one in which this process runs.
+    pub fn present() -> Option<Self> {
+        Self::parse(&Process::inherited_variable("SSH_CONNECTION")?)
+    }
+
+    /// The one that a process was started in.
+    pub fn of(process: &Process) -> Option<Self> {
+        Self::parse(&process.variable("SSH_CONNECTION")?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let mut end = || {
+            let (address, port) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            Some(SocketAddr::new(address, port))
+        };
+        Some(Self { client: end()?, server: end()? })
+    }
+}
+
 /// The processes that hold each of the given socket inodes.
 pub(super) fn holders_of(inodes: &BTreeSet<u64>) -> BTreeMap<u64, Vec<Process>> {
     let mut holders: BTreeMap<u64, Vec<Process>> = BTreeMap::new();
@@ -168,6 +199,16 @@ fn unit_of_cgroup(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_ends_of_a_session() {
+        let session = Session::parse("fd77::1 4242 fd77::2 22").unwrap();
+        assert_eq!(session.client, "[fd77::1]:4242".parse().unwrap());
+        assert_eq!(session.server.port(), 22);
+        for no in ["", "10.0.0.1 4242", "UNKNOWN 65535 UNKNOWN 65535"] {
+            assert_eq!(Session::parse(no), None, "{no}");
+        }
+    }
 
     #[test]
     fn unit_of_a_control_group() {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use nix::unistd::{Gid, Group, User as Account};
 
-use super::process::Process;
+use super::process::{Process, Session};
 
 /// Groups whose members may become root where sudo is set up as distributions do.
 const ADMINISTRATORS: [&str; 3] = ["sudo", "wheel", "admin"];
@@ -159,8 +159,7 @@ pub fn logged_in() -> Vec<(User, Option<IpAddr>)> {
     for sshd in processes.iter().filter(|process| process.program.starts_with("sshd")) {
         let Some(name) = session_of(&sshd.args.join(" ")) else { continue };
         let children = processes.iter().filter(|process| process.parent == sshd.pid);
-        let from = children.filter_map(|child| child.variable("SSH_CONNECTION")).next();
-        let from = from.and_then(|from| from.split(' ').next()?.parse().ok());
+        let from = children.filter_map(Session::of).map(|session| session.client.ip()).next();
         let known = found.entry(name).or_default();
         *known = known.or(from);
     }

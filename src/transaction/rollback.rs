@@ -294,9 +294,7 @@ impl Way<'_, '_> {
                 self.start_units(&before, undo.ended);
             }
             self.pass(format_args!("rollback.started"));
-            if !refused {
-                self.await_listeners(&before);
-            }
+            self.await_listeners(&before);
             if let Err(error) = listen_where_nobody_does(self.run) {
                 tracing::error!(%error, "no rescue listener");
             }

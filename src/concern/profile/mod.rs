@@ -14,7 +14,7 @@ use crate::sshd::keywords::{canonical, lines_of, same};
 /// The spec with the values of its profile among its settings, and what the reader should know of them.
 ///
 /// # Errors
-/// Refuses a profile of which this sshd knows too little, or that leaves it no host key.
+/// Refuses a profile of which this sshd knows too little.
 pub(crate) fn resolve(spec: &Spec, observed: &Observed) -> Result<(Spec, Vec<String>), Refusal> {
     let mut resolved = spec.clone();
     let Some(choice) = spec.ssh.profile else { return Ok((resolved, Vec::new())) };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::keys::Key;
 use super::{Admin, Asked};
 use crate::observe::{Verdict, ask_sshd, sshd_program};
+use crate::sshd::criteria::test_of;
 use crate::sshd::reading::Reading;
 use crate::sshd::syntax::Directive;
 use crate::sshd::{ConfigTree, Effective, options};
@@ -87,9 +88,7 @@ impl Door<'_> {
         let address = self.asked.from.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
         let of = |admin: &Admin| {
             let name = &admin.user.name;
-            let connection =
-                format!("user={name},host={address},addr={address},laddr=127.0.0.1,lport=22");
-            let options = ["-C".to_owned(), connection];
+            let options = test_of(name, address, (std::net::Ipv4Addr::LOCALHOST, 22).into());
             let options = options.into_iter().chain(self.options.iter().cloned());
             match ask_sshd(Some(&main), &options.collect::<Vec<_>>()) {
                 Verdict::Valid(effective) => effective

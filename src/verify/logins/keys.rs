@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Asked;
 use crate::observe::Verdict;
-use crate::sshd::authorized_keys::{free_key, key_file};
+use crate::sshd::authorized_keys;
 use crate::sys::users::User;
 use crate::sys::{Command, Files, Result, SysError};
 
@@ -23,14 +23,9 @@ pub(super) struct Key {
 /// The keys in the user's files that open a session of the user's choice.
 pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<Key>> {
     let Verdict::Valid(effective) = &asked.before.effective else { return Ok(Vec::new()) };
-    let patterns = effective.get("authorizedkeysfile").iter().flat_map(|line| line.split(' '));
-    let texts = patterns.filter(|pattern| *pattern != "none").filter_map(|pattern| {
-        files.read(&key_file(pattern, &user.name, user.uid, &user.home)).ok()?
-    });
-    let lines = texts.flat_map(|text| {
-        let text = String::from_utf8_lossy(&text).into_owned();
-        text.lines().filter_map(free_key).collect::<Vec<_>>()
-    });
+    let places = authorized_keys::files(effective, &user.name, user.uid, &user.home);
+    let texts = places.iter().filter_map(|place| files.read(place).ok()?);
+    let lines = texts.flat_map(|text| authorized_keys::free_keys(&text));
     let mut keys = Vec::new();
     for (number, line) in lines.take(MOST).enumerate() {
         let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));

@@ -5,13 +5,19 @@
 //! the global values; and for each connection once more, when only what stands in Match blocks that
 //! apply counts, and replaces the global values.
 
+mod blocks;
+mod lines;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::rc::Rc;
 
+pub use self::blocks::Blocks;
+pub use self::lines::{Block, Chosen, Effect, Place};
+use self::lines::{choose, keep_interval, keep_other_names};
 use super::criteria::{self, Connection, Criterion};
-use super::keywords::{Follows, counts_in_match, follows, kept_as, may_be_matched};
+use super::keywords::{counts_in_match, follows, kept_as, may_be_matched};
 use super::release::Release;
 use super::syntax::{self, Directive};
 use super::tree::{ConfigTree, MAX_DEPTH};
@@ -36,50 +42,6 @@ struct Parsed {
     criteria: Vec<Criterion>,
 }
 
-/// A line that sshd reads, and where it stands.
-#[derive(Debug, Clone, Copy)]
-pub struct Place<'r> {
-    /// The file.
-    pub path: &'r Path,
-    /// Line number, from 1.
-    pub number: usize,
-    /// The line itself.
-    pub directive: &'r Directive,
-    /// The name under which the release keeps the keyword.
-    keyword: &'r str,
-    /// The Match line that it stands under.
-    pub block: Option<Block<'r>>,
-}
-
-impl<'r> Place<'r> {
-    fn at(&self) -> (&'r Path, usize) {
-        (self.path, self.number)
-    }
-}
-
-/// A `Match` line, as often as sshd comes by.
-#[derive(Debug, Clone, Copy)]
-pub struct Block<'r> {
-    /// Which one, in reading order; a file that is included twice has its blocks twice.
-    pub id: usize,
-    /// The file.
-    pub path: &'r Path,
-    /// Line number, from 1.
-    pub number: usize,
-    /// The line itself.
-    pub directive: &'r Directive,
-    /// What has to be met.
-    pub criteria: &'r [Criterion],
-    /// The block in which the file is included.
-    pub within: Option<usize>,
-}
-
-impl std::fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.path.display(), self.number)
-    }
-}
-
 /// Why sshd refuses a configuration, as far as reading it shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -89,115 +51,6 @@ pub struct Problem {
     pub what: String,
     /// `FILE:LINE` of the Match line under which it stands, where that is what is wrong.
     pub block: Option<String>,
-}
-
-/// What sshd follows in one context.
-#[derive(Debug, Default)]
-pub struct Effect<'r> {
-    keywords: BTreeMap<String, Chosen<'r>>,
-}
-
-/// The lines of one keyword.
-#[derive(Debug, Default, Clone)]
-pub struct Chosen<'r> {
-    /// Those that sshd follows, in reading order.
-    pub followed: Vec<Place<'r>>,
-    /// Those that apply too, and that it does not follow.
-    pub shadowed: Vec<Place<'r>>,
-}
-
-impl<'r> Effect<'r> {
-    /// The lines of a keyword, also under an older name.
-    pub fn of(&self, keyword: &str) -> Option<&Chosen<'r>> {
-        self.keywords
-            .get(&keyword.to_ascii_lowercase())
-            .or_else(|| self.keywords.get(&super::keywords::canonical(keyword)))
-    }
-
-    /// Every line of a keyword that applies, followed or shadowed.
-    pub fn lines(&self, keyword: &str) -> impl Iterator<Item = &Place<'r>> {
-        let chosen = self.of(keyword).into_iter();
-        chosen.flat_map(|chosen| chosen.followed.iter().chain(&chosen.shadowed))
-    }
-
-    /// The first argument of each line of a keyword that sshd follows.
-    pub fn first_args(&self, keyword: &str) -> Vec<&'r str> {
-        let followed = self.of(keyword).into_iter().flat_map(|chosen| &chosen.followed);
-        followed.filter_map(|place| place.directive.args.first()).map(String::as_str).collect()
-    }
-
-    /// Every line that sshd follows.
-    pub fn followed(&self) -> impl Iterator<Item = &Place<'r>> {
-        self.keywords.values().flat_map(|chosen| &chosen.followed)
-    }
-
-    /// A configuration without Include and Match that amounts to the same.
-    pub fn flat(&self) -> String {
-        // In quotes the keyword ends there, whatever follows it.
-        let line =
-            |place: &Place| format!("\"{}\" {}\n", place.directive.keyword, place.directive.rest);
-        // Some releases take no AuthorizedPrincipalsCommand behind this one.
-        let last = |place: &&Place| place.directive.is("AuthorizedKeysCommand");
-        let (last, others): (Vec<_>, Vec<_>) = self.followed().partition(last);
-        others.into_iter().chain(last).map(line).collect()
-    }
-}
-
-/// What stands in Match blocks, whomever they apply to.
-#[derive(Debug)]
-pub struct Blocks<'r> {
-    release: &'r Release,
-    blocks: Vec<Block<'r>>,
-    lines: Vec<Place<'r>>,
-}
-
-impl<'r> Blocks<'r> {
-    /// For each block in which a keyword stands: the lines that sshd follows for connections that meet
-    /// this block and no others, but for those that apply to everybody.
-    pub fn follow(&self, keyword: &str) -> Vec<(Block<'r>, Chosen<'r>)> {
-        let keyword = kept_as(keyword, self.release);
-        if !counts_in_match(&keyword, self.release) {
-            return Vec::new();
-        }
-        let is_it = |place: &&Place| *place.keyword == *keyword;
-        let lines: Vec<Place<'r>> = self.lines.iter().filter(is_it).copied().collect();
-        // Where a keyword yields to another one, all of its lines may count for somebody.
-        let follows = match follows(&keyword, self.release) {
-            Follows::LastBeforeKeysCommand => Follows::Last,
-            follows => follows,
-        };
-        let stands_in = |block: &&Block| {
-            lines.iter().any(|place| place.block.is_some_and(|other| other.id == block.id))
-        };
-        let chosen = |block: &Block<'r>| {
-            let applies =
-                |place: &&Place| place.block.is_some_and(|other| self.is_met_with(other.id, block));
-            let lines = lines.iter().filter(applies).copied().collect();
-            (*block, choose(follows, lines, &[]))
-        };
-        self.blocks.iter().filter(stands_in).map(chosen).collect()
-    }
-
-    /// Every line that stands in a block.
-    pub fn lines(&self) -> impl Iterator<Item = &Place<'r>> {
-        self.lines.iter()
-    }
-
-    /// Whether a file is read, outside any other block, that has blocks of its own.
-    pub fn stand_in(&self, path: &Path) -> bool {
-        self.blocks.iter().any(|block| block.path == path && block.within.is_none())
-    }
-
-    /// Whether a block is met wherever another one is.
-    fn is_met_with(&self, id: usize, block: &Block) -> bool {
-        let Some(other) = self.blocks.get(id) else { return false };
-        let around = |of: &Block, id: usize| {
-            let outer = |of: Option<usize>| of.and_then(|id| self.blocks.get(id)?.within);
-            std::iter::successors(Some(of.id), |id| outer(Some(*id))).any(|other| other == id)
-        };
-        let always = criteria::always(other.criteria, self.release);
-        around(block, id) || (always && other.within.is_none_or(|outer| around(block, outer)))
-    }
 }
 
 /// Whether a block applies.
@@ -452,75 +305,6 @@ impl<'r, 'c> Pass<'r, 'c> {
         };
         all.into_iter().map(choose).filter(|(_, chosen)| !chosen.followed.is_empty()).collect()
     }
-}
-
-fn choose<'r>(follows: Follows, places: Vec<Place<'r>>, early: &[bool]) -> Chosen<'r> {
-    let arg = |place: &Place, at: usize| place.directive.args.get(at).cloned();
-    let says = |place: &Place| !place.directive.args.is_empty();
-    let first = |is: &dyn Fn(&Place) -> bool| places.iter().position(is);
-    let followed: Vec<usize> = match follows {
-        Follows::Nothing => Vec::new(),
-        Follows::All => {
-            let all = places.iter().enumerate();
-            all.filter(|(_, place)| says(place)).map(|(at, _)| at).collect()
-        }
-        Follows::First => first(&|_| true).into_iter().collect(),
-        Follows::FirstThatSays => first(&says).into_iter().collect(),
-        Follows::Last => places.len().checked_sub(1).into_iter().collect(),
-        Follows::FirstOrNone => {
-            let none =
-                |place: &Place| arg(place, 0).is_some_and(|a| a.eq_ignore_ascii_case("none"));
-            first(&none).or(first(&|_| true)).into_iter().collect()
-        }
-        Follows::LastForEachArgument => {
-            let rated = |place: &Place| arg(place, 0).is_some_and(|value| value.contains(':'));
-            let rated = places.iter().rposition(rated);
-            let mut both: Vec<usize> =
-                rated.into_iter().chain(places.len().checked_sub(1)).collect();
-            both.dedup();
-            both
-        }
-        Follows::LastBeforeKeysCommand => {
-            early.iter().rposition(|early| *early).into_iter().collect()
-        }
-        Follows::EachName => {
-            let mut seen = BTreeSet::new();
-            let all = places.iter().enumerate();
-            all.filter(|(_, place)| seen.insert(arg(place, 0))).map(|(at, _)| at).collect()
-        }
-        Follows::FirstForEachArgument => {
-            let mut both: Vec<usize> =
-                first(&|_| true).into_iter().chain(first(&has_interval)).collect();
-            both.dedup();
-            both
-        }
-    };
-    let followed: BTreeSet<usize> = followed.into_iter().collect();
-    let mut chosen = Chosen::default();
-    for (at, place) in places.into_iter().enumerate() {
-        if followed.contains(&at) { &mut chosen.followed } else { &mut chosen.shadowed }
-            .push(place);
-    }
-    chosen
-}
-
-fn has_interval(place: &Place) -> bool {
-    place.directive.args.get(1).is_some_and(|interval| interval != "none")
-}
-
-/// Where a `RekeyLimit` of a Match block says nothing of time, the global one does.
-fn keep_interval<'r>(chosen: &mut Chosen<'r>, global: &Chosen<'r>) {
-    if !chosen.followed.iter().any(has_interval) {
-        chosen.followed.extend(global.followed.iter().filter(|place| has_interval(place)).copied());
-    }
-}
-
-/// A subsystem of a Match block replaces the global one of its name alone.
-fn keep_other_names<'r>(chosen: &mut Chosen<'r>, global: &Chosen<'r>) {
-    let name = |place: &Place| place.directive.args.first().cloned();
-    let names: Vec<_> = chosen.followed.iter().map(name).collect();
-    let others = global.followed.iter().filter(|place| !names.contains(&name(place)));
-    chosen.followed.extend(others.copied());
 }
 
 #[cfg(test)]
