@@ -128,7 +128,7 @@ fn a_crypto_policy_is_named_and_left_alone() {
     let machine = Machine::boot(Suite::Trixie, |root| {
         root.write(policy, "CRYPTO_POLICY='-oCiphers=aes256-ctr'\n");
         root.link("/etc/crypto-policies/opensshserver.config", policy);
-        root.write("/etc/default/ssh", "SSHD_OPTS=\"-o MaxAuthTries=9\"\n");
+        root.write("/etc/default/ssh", "SSHD_OPTS=\n");
         root.write(
             "/etc/systemd/system/ssh.service.d/policy.conf",
             "[Service]\nEnvironmentFile=/etc/crypto-policies/opensshserver.config\nExecStart=\n\
@@ -140,6 +140,8 @@ fn a_crypto_policy_is_named_and_left_alone() {
     let named = said(&refused);
     assert!(named.contains("`-oCiphers=aes256-ctr`"), "{named}");
     assert!(named.contains("/etc/crypto-policies/opensshserver.config"), "{named}");
+    machine.root().write("/etc/default/ssh", "SSHD_OPTS=\"-o MaxAuthTries=9\"\n");
+    machine.sh("systemctl restart ssh.service");
     machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
     machine.apply().code(0);
     assert_eq!(machine.root().read("/etc/default/ssh"), "SSHD_OPTS=\"\"\n");

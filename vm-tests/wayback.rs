@@ -77,6 +77,8 @@ mod cases {
             wait_until_idle(&machine);
             assert_closed(&machine);
             assert_state(&machine, &Want::service(22));
+            let given_up = machine.exec("grep -l '\"stuck\"' /var/lib/harden/*.journal").stdout;
+            assert_eq!(given_up, "", "it was given up on the way");
         }
     }
 }
