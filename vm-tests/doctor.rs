@@ -168,6 +168,69 @@ mod cases {
     }
 }
 
+/// What only a person can decide: named, and the unit in which it stands.
+#[test]
+fn units_that_stand_in_the_way() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    let drop_in = "/etc/systemd/system/ssh.service.d/own.conf";
+    let with = |lines: &str| {
+        machine.root().write(drop_in, &format!("[Service]\n{lines}\n"));
+        machine
+            .exec("systemctl daemon-reload; systemctl reset-failed; systemctl restart ssh.service");
+    };
+    with("RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET");
+    let said = is_named(&machine, "one-family");
+    assert!(said.contains("RestrictAddressFamilies=") && said.contains("AF_INET6"), "{said}");
+    with("RestrictAddressFamilies=~AF_INET");
+    assert!(is_named(&machine, "one-family").contains("forbids AF_INET:"));
+
+    with("ExecStart=\nExecStart=/usr/sbin/sshd -D -p 2299");
+    let said = is_named(&machine, "command-line");
+    assert!(said.contains("take `-p 2299` out of where"), "{said}");
+
+    machine.sh("cp /etc/ssh/sshd_config /etc/ssh/other");
+    with("ExecStart=\nExecStart=/usr/sbin/sshd -D -f /etc/ssh/other");
+    is_named(&machine, "other-config");
+
+    with("[Unit]\nConditionHost=elsewhere");
+    let said = is_named(&machine, "condition");
+    assert!(said.contains("ConditionHost=elsewhere") && said.contains(drop_in), "{said}");
+
+    machine.sh(&format!(
+        "rm {drop_in}; systemctl daemon-reload; systemctl reset-failed; systemctl restart ssh.service"
+    ));
+    is_healthy(&machine);
+    machine.sh("mkdir keys; mv /etc/ssh/ssh_host_* keys; systemctl stop ssh.service");
+    is_named(&machine, "no-host-keys");
+    machine.sh("echo HostKey /etc/ssh/own > own; cat /etc/ssh/sshd_config >> own; cp own /etc/ssh/sshd_config");
+    let said = is_named(&machine, "no-host-keys");
+    assert!(said.contains("`HostKey /etc/ssh/own` (/etc/ssh/sshd_config:1)"), "{said}");
+}
+
+/// ssh.socket does not start beside the sshd that it has started.
+#[test]
+fn a_socket_whose_sshd_runs() {
+    let machine = socket_system(Suite::Trixie);
+    machine.root().write(
+        "/etc/systemd/system/ssh.socket.d/port.conf",
+        "[Socket]\nListenStream=\nListenStream=2222\n",
+    );
+    machine.root().append("/etc/ssh/sshd_config", "Port 2222\n");
+    machine.ssh(22, "systemctl daemon-reload").ok();
+    machine.sh("systemctl is-active ssh.service");
+    let said = is_named(&machine, "stale-socket");
+    assert!(said.contains("systemctl stop ssh.service && "), "{said}");
+}
+
+/// Ubuntu's ssh.service does not start without its socket.
+#[test]
+fn the_socket_is_masked() {
+    let machine = Machine::boot(Suite::UbuntuLike, |root| root.socket_owns_port(Suite::UbuntuLike));
+    machine.exec("systemctl mask --now ssh.socket; systemctl stop ssh.service");
+    let said = is_named(&machine, "masked");
+    assert!(said.contains("ssh.socket is masked"), "{said}");
+}
+
 /// What is somebody's own, and an address that nobody has.
 #[test]
 fn others_are_left_alone() {

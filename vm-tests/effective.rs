@@ -162,3 +162,69 @@ fn a_block_for_all_is_named() {
         "{refused:?}"
     );
 }
+
+/// What the files say is worth nothing where sshd reads others: a wrapper's `-f`, a mount of its own.
+#[test]
+fn an_sshd_that_reads_other_files_is_seen() {
+    let drop_in = "/etc/systemd/system/ssh.service.d/own.conf";
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write("/etc/ssh/other", "PasswordAuthentication no\nUsePAM yes\n");
+        root.write(
+            "/usr/local/sbin/run-sshd",
+            "#!/bin/sh\nexec /usr/sbin/sshd -D -f /etc/ssh/other\n",
+        );
+    });
+    machine.sh("chmod +x /usr/local/sbin/run-sshd");
+    machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no}}\n");
+    machine.apply().code(0);
+    machine.exec("harden verify spec.yaml").code(0);
+    for (lines, told) in [
+        ("Type=simple\nExecStart=\nExecStart=/usr/local/sbin/run-sshd", "`-f /etc/ssh/other`"),
+        (
+            "BindReadOnlyPaths=/etc/ssh/other:/etc/ssh/sshd_config",
+            "sees another /etc/ssh/sshd_config",
+        ),
+    ] {
+        machine.root().write(drop_in, &format!("[Service]\n{lines}\n"));
+        machine.sh("systemctl daemon-reload; systemctl restart ssh.service");
+        machine.wait_for("listener", "ss -Hltn | grep -q :22");
+        let drift = unchanged(&machine, || machine.exec("harden verify spec.yaml").code(3));
+        assert!(said(&drift).contains(told), "{told}: {drift:?}");
+        machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        assert!(said(&refused).contains(told), "{told}: {refused:?}");
+        machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no}}\n");
+    }
+    // One that names the file that it would read anyhow is as good as none.
+    machine.root().write(
+        drop_in,
+        "[Service]\nProtectHome=tmpfs\nExecStart=\nExecStart=/usr/sbin/sshd -D -f /etc/ssh/sshd_config\n",
+    );
+    machine.sh("systemctl daemon-reload; systemctl restart ssh.service");
+    machine.exec("harden verify spec.yaml").code(0);
+}
+
+/// Whatever the name of a socket unit is: what it starts is an sshd.
+#[test]
+fn another_socket_for_sshd_is_seen() {
+    let machine = Machine::boot(Suite::Bookworm, |root| {
+        for (name, program) in [("remote", "/usr/sbin/sshd -i"), ("hello", "/bin/echo hello")] {
+            let port = if name == "remote" { 2200 } else { 2300 };
+            root.write(
+                &format!("/etc/systemd/system/{name}.socket"),
+                &format!("[Socket]\nListenStream={port}\nAccept=yes\n"),
+            );
+            root.write(
+                &format!("/etc/systemd/system/{name}@.service"),
+                &format!("[Service]\nStandardInput=socket\nExecStart=-{program}\n"),
+            );
+        }
+    });
+    machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
+    machine.sh("systemctl start hello.socket");
+    machine.apply().code(0);
+    machine.sh("systemctl start remote.socket");
+    let drift = said(&machine.exec("harden verify spec.yaml").code(3));
+    assert!(drift.contains("remote.socket also listens for SSH, on [::]:2200"), "{drift}");
+    assert!(!drift.contains("hello"), "{drift}");
+}

@@ -213,6 +213,45 @@ fn who_takes_roots_place_becomes_root() {
     is_refused(&machine, &["deploy cannot read /etc/ssh/keys/deploy"]);
 }
 
+/// A key that is taken from elsewhere, or was, is none.
+#[test]
+fn a_key_that_is_not_taken_is_none() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("cp .ssh/authorized_keys keys; passwd -d root; echo root:secret | chpasswd");
+    spec(&machine, "{PasswordAuthentication: no}", "");
+    let with = |option: &str| {
+        machine.sh(&format!("sed 's|^|{option} |' keys > .ssh/authorized_keys"));
+    };
+    machine.sh("sed -i '1i PermitRootLogin yes\\nPasswordAuthentication yes' /etc/ssh/sshd_config; rm -r /home/deploy/.ssh; systemctl restart ssh.service");
+    // From the console it is not known where they come from.
+    for good in ["from=\"192.0.2.0/24\"", "no-pty,expiry-time=\"20990101\""] {
+        with(good);
+        machine.exec("harden plan spec.yaml").code(0);
+    }
+    with("no-pty,expiry-time=\"20200101\"");
+    is_refused(&machine, &["root's key in /root/.ssh/authorized_keys has expired"]);
+    // Of somebody who is logged in it is known.
+    with("from=\"10.77.0.0/24\"");
+    let mut command = std::process::Command::new("ip");
+    command.args(machine.ssh_args("10.77.0.2", 22, "root")).arg("sleep 60");
+    let mut session = command.stdin(std::process::Stdio::null()).spawn().unwrap();
+    machine.wait_for("session", "pgrep -f '[s]shd.*: root@'");
+    machine.exec("harden plan spec.yaml").code(0);
+    with("from=\"192.0.2.0/24,!10.77.0.*\"");
+    is_refused(&machine, &["is taken from 192.0.2.0/24,!10.77.0.* alone, and not from 10.77.0.1"]);
+    session.kill().unwrap();
+    session.wait().unwrap();
+}
+
+/// Loopback alone lets nobody in from outside; through a tunnel one is there already.
+#[test]
+fn loopback_alone_lets_nobody_in() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec("version: 1\nssh: {listen: [\"127.0.0.1\", \"::1\"]}\n");
+    is_refused(&machine, &["sshd would listen on 127.0.0.1:22 and [::1]:22 alone"]);
+    machine.exec("SSH_CONNECTION='127.0.0.1 4242 127.0.0.1 22' harden plan spec.yaml").code(0);
+}
+
 /// The key with which one is in right now is worth more than others.
 #[test]
 fn the_key_of_this_session_stays() {

@@ -2,7 +2,7 @@
 
 use super::listening::Listening;
 use crate::error::Refusal;
-use crate::observe::Observed;
+use crate::observe::{MAIN_CONFIG, Observed};
 use crate::plan::{FileChange, Part};
 use crate::spec::Spec;
 use crate::sshd::options;
@@ -74,14 +74,22 @@ pub(crate) fn rewrite(
 }
 
 fn refuse_other_file(observed: &Observed) -> Result<(), Refusal> {
-    let all = options::parse(&observed.command_line.all());
-    let other = all.iter().find(|option| option.words.first().is_some_and(|w| w.starts_with("-f")));
-    let Some(option) = other else { return Ok(()) };
     let unit = &observed.service.name;
+    if let Some(words) = observed.command_line.other_file() {
+        return Err(Refusal::new(
+            "other-config",
+            format!("{unit} runs sshd with `{words}`"),
+            format!(
+                "harden manages {MAIN_CONFIG}: remove the -f option first (systemctl cat {unit}), and \
+                 restart {unit}"
+            ),
+        ));
+    }
+    let Some(path) = observed.seen_otherwise.first() else { return Ok(()) };
     Err(Refusal::new(
         "other-config",
-        format!("{unit} starts sshd with `{}`", option.words.join(" ")),
-        "harden manages /etc/ssh/sshd_config: remove the -f option first",
+        format!("the sshd of {unit} sees another {} than this one", path.display()),
+        format!("look for BindPaths=, BindReadOnlyPaths= and the like: systemctl cat {unit}"),
     ))
 }
 

@@ -57,6 +57,7 @@ pub enum Fix {
 pub fn diagnose(case: &Case) -> Vec<Finding> {
     let sight = Sight::new(case);
     let mut findings = causes::configuration(case);
+    findings.extend(causes::other_file(case));
     findings.extend(causes::orphans(&sight));
     // What follows from those is none of its own.
     if findings.is_empty() && !sight.agrees() {
@@ -86,7 +87,7 @@ impl<'c> Sight<'c> {
             Verdict::Valid(effective) => effective.listen(),
             _ => Vec::new(),
         };
-        let lines = lines(observed);
+        let lines = lines(observed, &causes::LISTENING);
         if observed.socket.is_active() && case.generator.is_none() && lines.is_empty() {
             // Then the socket says it all; of the families, both.
             wanted = both_families(crate::concern::listening::configured(observed));
@@ -127,12 +128,12 @@ fn both_families(mut endpoints: Vec<SocketAddr>) -> Vec<SocketAddr> {
     endpoints
 }
 
-/// The lines that decide where sshd listens.
-fn lines(observed: &Observed) -> Vec<String> {
+/// The lines that set any of these keywords for everybody, with their places.
+fn lines(observed: &Observed, keywords: &[&str]) -> Vec<String> {
     let reading = Reading::new(&observed.config, observed.release.clone()).ok();
     let globally = reading.as_ref().and_then(|reading| reading.globally().ok());
     let of = |keyword: &&str| Some(globally.as_ref()?.of(keyword)?.followed.clone());
-    let places = causes::LISTENING.iter().filter_map(of).flatten();
+    let places = keywords.iter().filter_map(of).flatten();
     places.map(|place| format!("`{}` ({place})", causes::shown(&place))).collect()
 }
 

@@ -3,8 +3,7 @@
 use super::Admin;
 use super::keys::Keys;
 use crate::sshd::Effective;
-use crate::sshd::criteria::{Connection, Criterion, are_met, fits};
-use crate::sshd::release::Release;
+use crate::sshd::criteria::{comes_from, fits};
 use crate::sys::users::Password;
 
 /// What keeps somebody out.
@@ -113,10 +112,7 @@ fn takes_user(admin: &Admin, pattern: &str) -> Option<bool> {
     if !fits(name, user.as_bytes()) {
         return Some(false);
     }
-    let address = Some(admin.from?.to_canonical().to_string());
-    let connection = Connection { host: address.clone(), address, ..Connection::default() };
-    let by = [Criterion::Address(host.to_owned()), Criterion::Host(host.to_owned())];
-    Some(by.into_iter().any(|by| are_met(&[by], Some(&connection), &Release::LATEST)))
+    Some(comes_from(admin.from?, host))
 }
 
 fn root(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
@@ -169,7 +165,7 @@ fn lacks(method: &str, admin: &Admin, effective: &Effective, keys: &Keys) -> Opt
         // Keys that cannot be seen from here.
         "publickey" if is_set("authorizedkeyscommand") || is_set("trustedusercakeys") => None,
         "publickey" => {
-            let (why, fix) = keys.obstacle(&admin.user, effective)?;
+            let (why, fix) = keys.obstacle(admin, effective)?;
             because(why, fix)
         }
         "password" | "keyboard-interactive" => {

@@ -15,7 +15,7 @@ use access::{Obstacle, obstacle};
 use keys::{Keys, session_key};
 
 use crate::error::{Error, Refusal};
-use crate::observe::{Observed, Verdict, ask_sshd};
+use crate::observe::{Listener, Observed, Verdict, ask_sshd};
 use crate::plan::Plan;
 use crate::sshd::Effective;
 use crate::sshd::criteria::test_of;
@@ -119,6 +119,9 @@ pub fn risks(
     before: &Observed,
     plan: &Plan,
 ) -> Result<Vec<Risk>, Error> {
+    if let Some(risk) = loopback(before, plan) {
+        return Ok(vec![risk]);
+    }
     let options = before.command_line.settings();
     let same = plan.candidate == before.config && plan.options == options;
     if !sys::is_root() || (same && listed.is_empty()) {
@@ -129,7 +132,8 @@ pub fn risks(
     let way = Way::new(before, plan);
     let now = View { main: None, options: &options, way };
     let then = View { main: Some(&main), options: &plan.options, way };
-    let keys = Keys { files, folder: scratch.folder() };
+    let from = Session::present().map(|session| session.client.ip());
+    let keys = Keys { files, folder: scratch.folder(), from };
 
     let mut risks: Vec<Risk> = unknown(listed).collect();
     let admins = admins(listed);
@@ -179,6 +183,28 @@ fn gets_in(admin: &Admin, view: &View, keys: &Keys) -> bool {
     view.of(admin).is_some_and(|effective| obstacle(admin, &effective, keys).is_none())
 }
 
+/// sshd would listen on loopback alone, and did not before; unless this very session came in there, through
+/// a tunnel.
+fn loopback(before: &Observed, plan: &Plan) -> Option<Risk> {
+    let is_loopback = |at: &SocketAddr| at.ip().to_canonical().is_loopback();
+    let mut then = plan.expect.endpoints.iter();
+    let ssh = before.listeners.iter().filter(|listener| listener.ssh);
+    let shuts = !plan.expect.endpoints.is_empty()
+        && then.all(is_loopback)
+        && ssh.flat_map(Listener::serves).any(|at| !is_loopback(&at));
+    if !shuts || Session::present().is_some_and(|session| is_loopback(&session.server)) {
+        return None;
+    }
+    let addresses: Vec<String> = plan.expect.endpoints.iter().map(ToString::to_string).collect();
+    Some(Risk {
+        message: format!(
+            "nobody could log in from outside any more: sshd would listen on {} alone",
+            addresses.join(" and ")
+        ),
+        fix: "add an address that others reach to `listen`".to_owned(),
+    })
+}
+
 /// Names of the spec that no account has.
 fn unknown(listed: &[String]) -> impl Iterator<Item = Risk> {
     listed.iter().filter(|name| users::named(name).is_none()).map(|name| Risk {
@@ -212,9 +238,7 @@ fn session(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Ris
         known.or_else(|| Some(Admin { user: users::named(&name)?, from: None, listed: false }))?;
     let takes = |view: &View| {
         let effective = view.of(&admin)?;
-        Some(
-            keys.accepted(&admin.user, &effective).iter().any(|key| key.fingerprint == fingerprint),
-        )
+        Some(keys.accepted(&admin, &effective).iter().any(|key| key.fingerprint == fingerprint))
     };
     let is_lost = takes(now) == Some(true) && takes(then) == Some(false);
     is_lost.then(|| Risk {
@@ -234,7 +258,7 @@ fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<R
     let others = others.map(|user| Admin { user, from: None, listed: false });
     let by_key = |admin: &Admin| {
         then.of(admin).is_some_and(|effective| {
-            !keys.accepted(&admin.user, &effective).is_empty()
+            !keys.accepted(admin, &effective).is_empty()
                 && obstacle(admin, &effective, keys).is_none()
         })
     };

@@ -2,6 +2,7 @@
 //! Reads, and changes nothing.
 
 mod ask;
+mod listeners;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +66,8 @@ pub struct Observed {
     pub addresses: Vec<IpAddr>,
     /// Folders that a plan may need and that are not there.
     pub missing_folders: Vec<PathBuf>,
+    /// Files of sshd's that the running sshd sees otherwise.
+    pub seen_otherwise: Vec<PathBuf>,
     /// What could not be seen, and why.
     pub unseen: Vec<String>,
 }
@@ -107,6 +110,15 @@ impl CommandLine {
     /// All words, in order of appearance.
     pub fn all(&self) -> Vec<String> {
         self.fixed.iter().chain(&self.words).cloned().collect()
+    }
+
+    /// Another configuration file that sshd is told to read, and the words that say so.
+    pub fn other_file(&self) -> Option<String> {
+        let options = options::parse(&self.all()).into_iter();
+        let mut options = options.chain(options::parse(&self.running));
+        let is_other =
+            |option: &options::Opt| option.file().is_some_and(|file| file != MAIN_CONFIG);
+        options.find(is_other).map(|option| option.words.join(" "))
     }
 
     /// The options that set a keyword, in the form that `sshd -T` takes too.

@@ -1,20 +1,17 @@
 //! Looking: files, units and the kernel's socket table, read into an [`Observed`].
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::ask::{Ahead, Said, answer, ask_sshd, sshd_program};
-use super::{
-    CommandLine, Listener, MAIN_CONFIG, NOT_TO_BE_RUN, Observed, Owner, UNIT_FOLDER, Verdict,
-};
+use super::listeners::listeners;
+use super::{CommandLine, MAIN_CONFIG, NOT_TO_BE_RUN, Observed, UNIT_FOLDER, Verdict};
 use crate::error::{Error, Refusal};
 use crate::sshd::release::Release;
 use crate::sshd::tree::absolute;
 use crate::sshd::{ConfigFile, ConfigTree, options, syntax};
-use crate::sys::process::Process;
-use crate::sys::sockets::{self, Socket};
+use crate::sys::process::{self, Process};
 use crate::sys::systemd::Systemd;
 use crate::sys::units::Unit;
 use crate::sys::{self, Files, Image};
@@ -49,6 +46,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         addresses: sys::addresses(),
         stale: is_stale(files, &config, &command_line, &service),
         missing_folders: missing_folders(files, &config, &socket),
+        seen_otherwise: seen_otherwise(files, &config, &service),
         not_to_be_run: files.exists(Path::new(NOT_TO_BE_RUN)),
         links: links(files, &unit_files, [&service, &socket]),
         release,
@@ -252,6 +250,18 @@ fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Un
     service.is_active() && service.started > 0 && newest > service.started
 }
 
+/// Files that the running sshd sees otherwise: in a mount namespace of its own another may lie there
+/// (`BindPaths=`, systemd.exec(5)).
+fn seen_otherwise(files: &Files, config: &ConfigTree, service: &Unit) -> Vec<PathBuf> {
+    let Some(root) = process::other_root(service.main_pid) else { return Vec::new() };
+    let there = |path: &Path| Some(root.join(path.strip_prefix("/").ok()?));
+    let differs = |file: &&ConfigFile| {
+        let seen = there(&file.real).and_then(|path| std::fs::read(path).ok());
+        seen != files.read(&file.real).ok().flatten()
+    };
+    config.files.iter().filter(differs).map(|file| file.path.clone()).collect()
+}
+
 /// Folders for drop-ins that do not exist yet.
 fn missing_folders(files: &Files, config: &ConfigTree, socket: &Unit) -> Vec<PathBuf> {
     let included = config.includes.keys().filter_map(|pattern| Path::new(pattern).parent());
@@ -307,86 +317,4 @@ fn links(
         _ => None,
     };
     paths.into_iter().map(|path| (path.clone(), image(&path))).collect()
-}
-
-fn listeners(systemd: &Systemd, service: &Unit, socket: &Unit) -> Result<Vec<Listener>, Error> {
-    let sockets = sockets::listening()?;
-    let mut holders = vec![socket.clone()];
-    let held_by_systemd = |socket: &Socket| socket.holders.iter().any(|holder| holder.pid == 1);
-    if sockets.iter().any(held_by_systemd) {
-        for name in systemd.active_units(&["*ssh*.socket"])? {
-            if name != socket.name {
-                holders.push(Unit::read(systemd, &name)?);
-            }
-        }
-    }
-    let all = |service: &Unit| -> Vec<Listener> {
-        let of = |socket: &Socket| {
-            let orphans = orphans(socket, service).into_iter();
-            [listener(socket, service, &holders)].into_iter().chain(orphans).collect::<Vec<_>>()
-        };
-        sockets.iter().flat_map(of).collect()
-    };
-    let found = all(service);
-    let lost = |listener: &Listener| match &listener.owner {
-        Owner::Process(process) => process.unit == service.name,
-        _ => false,
-    };
-    if found.iter().any(lost) {
-        // Or a connection has started it since systemd was asked.
-        return Ok(all(&Unit::read(systemd, &service.name)?));
-    }
-    Ok(found)
-}
-
-/// Every sshd that shares a socket unit's descriptor and that systemd has lost track of: it would go on
-/// listening when the unit is stopped. A child that was forked for a connection is none.
-fn orphans(socket: &Socket, service: &Unit) -> Vec<Listener> {
-    let shared = socket.holders.iter().any(|holder| holder.pid == 1);
-    let lost = |holder: &&Process| {
-        !is_main(holder, service) && holder.parent == 1 && holder.unit == service.name
-    };
-    let lost = socket.holders.iter().filter(|_| shared).filter(lost);
-    let listener = |sshd: &Process| Listener {
-        address: socket.address,
-        port: socket.port,
-        v6only: socket.v6only,
-        owner: Owner::Process(sshd.clone()),
-        ssh: true,
-    };
-    lost.filter(|holder| is_sshd(holder)).map(listener).collect()
-}
-
-/// Decides who holds a socket, and whether sshd answers on it.
-fn listener(socket: &Socket, service: &Unit, socket_units: &[Unit]) -> Listener {
-    let endpoint = SocketAddr::new(socket.address, socket.port);
-    let (owner, ssh) = if socket.holders.is_empty() {
-        (Owner::Unseen, false)
-    } else if let Some(systemd) = socket.holders.iter().find(|holder| holder.pid == 1) {
-        let unit = socket_units.iter().find(|unit| {
-            unit.is_active() && unit.listen.iter().any(|at| at.parse() == Ok(endpoint))
-        });
-        match unit {
-            Some(unit) => (Owner::Unit(unit.name.clone()), true),
-            None => (Owner::Process(systemd.clone()), socket.holders.iter().any(is_sshd)),
-        }
-    } else if socket.holders.iter().any(|holder| is_main(holder, service)) {
-        (Owner::Unit(service.name.clone()), true)
-    } else {
-        match socket.holders.iter().find(|holder| is_sshd(holder)) {
-            Some(sshd) => (Owner::Process(sshd.clone()), true),
-            None => (socket.holders.first().cloned().map_or(Owner::Unseen, Owner::Process), false),
-        }
-    };
-    Listener { address: socket.address, port: socket.port, v6only: socket.v6only, owner, ssh }
-}
-
-/// systemd may remember the main process of a unit of which it has forgotten that it runs.
-fn is_main(process: &Process, service: &Unit) -> bool {
-    process.pid == service.main_pid && !matches!(service.active.as_str(), "inactive" | "failed")
-}
-
-fn is_sshd(process: &Process) -> bool {
-    let name = if process.program.is_empty() { &process.name } else { &process.program };
-    name.starts_with("sshd") || name.starts_with("dropbear")
 }

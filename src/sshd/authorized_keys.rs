@@ -11,36 +11,102 @@ pub fn files(effective: &Effective, name: &str, uid: u32, home: &Path) -> Vec<Pa
     patterns.map(|pattern| file(pattern, name, uid, home)).collect()
 }
 
+/// A key that opens a session of the user's choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FreeKey {
+    /// Its algorithm (`ssh-ed25519`).
+    pub algorithm: String,
+    /// Algorithm and key, as a public key file has them.
+    pub line: String,
+    /// The clients from which it is taken (`from=`), where that is limited.
+    pub from: Option<String>,
+    /// When it ends (`expiry-time=`), as `YYYYMMDDHHMMSS`.
+    pub expires: Option<Expiry>,
+}
+
+/// The end of a key's time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expiry {
+    /// `YYYYMMDDHHMMSS`.
+    digits: String,
+    /// In UTC, not in the host's time zone.
+    utc: bool,
+}
+
+impl Expiry {
+    /// `YYYYMMDD[HHMM[SS]]`, with a `Z` for UTC (sshd(8)).
+    fn read(text: &str) -> Self {
+        let digits = text.trim_end_matches(['Z', 'z']);
+        Self { digits: format!("{digits:0<14}"), utc: digits.len() < text.len() }
+    }
+
+    /// Whether it lies before a time.
+    pub fn is_before(&self, now: &jiff::Zoned) -> bool {
+        let now = if self.utc { now.with_time_zone(jiff::tz::TimeZone::UTC) } else { now.clone() };
+        self.digits < now.strftime("%Y%m%d%H%M%S").to_string()
+    }
+}
+
+impl std::fmt::Display for Expiry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.digits)?;
+        f.write_str(if self.utc { "Z" } else { "" })
+    }
+}
+
 /// The keys of a file that open a session of the user's choice.
-pub fn free_keys(text: &[u8]) -> Vec<String> {
+pub fn free_keys(text: &[u8]) -> Vec<FreeKey> {
     String::from_utf8_lossy(text).lines().filter_map(free_key).collect()
 }
 
-/// The key of a line (`ssh-ed25519 AAAA…`), unless its options tie it to a command or to an authority.
-fn free_key(line: &str) -> Option<String> {
+/// The key of a line, unless its options tie it to a command or to an authority.
+fn free_key(line: &str) -> Option<FreeKey> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return None;
     }
-    let mut quoted = false;
-    let options = if is_algorithm(line.split_whitespace().next()?) {
-        0
+    let (options, rest) = if is_algorithm(line.split_whitespace().next()?) {
+        ("", line)
     } else {
-        line.find(|c: char| {
-            quoted ^= c == '"';
-            c.is_whitespace() && !quoted
-        })?
+        line.split_at(outside_quotes(line, char::is_whitespace)?)
     };
-    let (options, rest) = line.split_at(options);
-    let options = options.to_ascii_lowercase();
-    let tied =
-        |option: &str| options.starts_with(option) || options.contains(&format!(",{option}"));
-    if tied("command=") || tied("cert-authority") {
+    let options = options_of(options);
+    let value = |name: &str| options.iter().find(|(option, _)| option == name);
+    if value("command").or_else(|| value("cert-authority")).is_some() {
         return None;
     }
     let mut words = rest.split_whitespace();
-    let (kind, key) = (words.next()?, words.next()?);
-    is_algorithm(kind).then(|| format!("{kind} {key}"))
+    let (algorithm, key) = (words.next()?, words.next()?);
+    is_algorithm(algorithm).then(|| FreeKey {
+        algorithm: algorithm.to_owned(),
+        line: format!("{algorithm} {key}"),
+        from: value("from").map(|(_, list)| list.clone()),
+        expires: value("expiry-time").map(|(_, time)| Expiry::read(time)),
+    })
+}
+
+/// Options with their values, in lower case; those without a value have an empty one.
+fn options_of(mut text: &str) -> Vec<(String, String)> {
+    let mut options = Vec::new();
+    while !text.is_empty() {
+        let end = outside_quotes(text, |c| c == ',').unwrap_or(text.len());
+        let (option, rest) = text.split_at(end);
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        let value = value.trim_matches('"').replace("\\\"", "\"");
+        options.push((name.to_ascii_lowercase(), value));
+        text = rest.strip_prefix(',').unwrap_or(rest);
+    }
+    options
+}
+
+/// Where a character stands outside double quotes; `\"` is none.
+fn outside_quotes(text: &str, is_it: impl Fn(char) -> bool) -> Option<usize> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.find(|c: char| {
+        quoted ^= c == '"' && !escaped;
+        escaped = c == '\\';
+        is_it(c) && !quoted
+    })
 }
 
 /// `%h`, `%u`, `%U` and `%%`; what is not absolute is below the home folder (sshd_config(5),
@@ -67,15 +133,30 @@ mod tests {
 
     #[test]
     fn keys_are_found_behind_their_options() {
+        let key = |line| free_key(line).map(|key| key.line);
         let plain = Some("ssh-ed25519 AAAA".to_owned());
-        assert_eq!(free_key("ssh-ed25519 AAAA me@here"), plain);
-        assert_eq!(free_key("no-pty,from=\"10.0.0.0/8, ::1\" ssh-ed25519 AAAA me"), plain);
-        assert_eq!(free_key("command=\"/bin/x y\",no-pty ecdsa-sha2-nistp256 AAAA"), None);
-        assert_eq!(free_key("no-pty,Command=\"echo no\" ssh-rsa AAAA"), None);
-        assert_eq!(free_key("cert-authority ssh-rsa AAAA"), None);
+        assert_eq!(key("ssh-ed25519 AAAA me@here"), plain);
+        assert_eq!(key("no-pty,environment=\"A=\\\"b c\\\"\" ssh-ed25519 AAAA me"), plain);
+        assert_eq!(key("command=\"/bin/x y\",no-pty ecdsa-sha2-nistp256 AAAA"), None);
+        assert_eq!(key("no-pty,Command=\"echo no\" ssh-rsa AAAA"), None);
+        assert_eq!(key("cert-authority ssh-rsa AAAA"), None);
         for nothing in ["# ssh-rsa AAAA", "", "ssh-rsa", "no-pty ssh-new AAAA", "\"open"] {
-            assert_eq!(free_key(nothing), None, "{nothing}");
+            assert_eq!(key(nothing), None, "{nothing}");
         }
+    }
+
+    #[test]
+    fn where_and_how_long_a_key_is_taken() {
+        let line = "no-pty,from=\"10.0.0.0/8,::1\",expiry-time=\"20300102\" ssh-ed25519 AAAA me";
+        let key = free_key(line).unwrap();
+        assert_eq!(key.from.as_deref(), Some("10.0.0.0/8,::1"));
+        let plain = free_key("ssh-ed25519 AAAA from=\"10.0.0.1\"").unwrap();
+        assert_eq!((plain.from, plain.expires), (None, None));
+        let now: jiff::Zoned = "2030-01-02T01:30:00+02:00[+02:00]".parse().unwrap();
+        let is_over = |text: &str| Expiry::read(text).is_before(&now);
+        assert!(is_over("20300102") && is_over("203001020129") && is_over("20300101232959Z"));
+        assert!(!is_over("203001020130") && !is_over("203001012331Z") && !is_over("20300103"));
+        assert_eq!(key.expires.unwrap().to_string(), "20300102000000");
     }
 
     #[test]

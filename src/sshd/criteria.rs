@@ -195,6 +195,12 @@ fn is_address_listed(address: Option<&str>, list: &str) -> bool {
     address.is_some_and(|address| address_list(Some(address), list) == Some(true))
 }
 
+/// Whether a list of patterns and networks takes a client whose name sshd has not looked up: its name is
+/// its address then (match.c, `match_host_and_ip`).
+pub fn comes_from(address: IpAddr, list: &str) -> bool {
+    is_address_listed(Some(&address.to_canonical().to_string()), &list.to_ascii_lowercase())
+}
+
 /// Whether a list of patterns takes a text: `Some(false)` where one with a `!` does, `None` where none
 /// does (match.c, `match_pattern_list`).
 pub fn pattern_list(text: &str, list: &str) -> Option<bool> {
@@ -361,6 +367,9 @@ mod tests {
         assert_eq!(lists("fd00::1", "fd00::/8"), Some(true));
         assert_eq!(lists("fd00::1", "fd00::1/8"), None);
         assert_eq!(lists("10.1.2.3", "10.1.*"), Some(true));
+        let from = |address: &str, list| comes_from(address.parse().unwrap(), list);
+        assert!(from("::ffff:10.1.2.3", "*.example.org,10.0.0.0/8") && from("FD00::1", "fd00:*"));
+        assert!(!from("10.1.2.3", "10.*,!10.1.0.0/16") && !from("10.1.2.3", "*.example.org"));
     }
 
     proptest::proptest! {

@@ -56,6 +56,11 @@ pub fn without(words: &[String], keywords: &[String]) -> Vec<String> {
 }
 
 impl Opt {
+    /// The configuration file that it names (`-f`).
+    pub fn file(&self) -> Option<String> {
+        Some(self.words.concat().strip_prefix("-f")?.to_owned())
+    }
+
     /// Whether it sets any of the keywords.
     pub fn sets_any(&self, keywords: &[String]) -> bool {
         self.sets
@@ -123,6 +128,11 @@ mod tests {
         let line = words("-D -p 2299 -4 -oPermitRootLogin=no -o Banner=/x -E /log");
         let ports = vec!["Port".to_owned(), "AddressFamily".to_owned()];
         assert_eq!(without(&line, &ports), words("-D -oPermitRootLogin=no -o Banner=/x -E /log"));
+        let files = parse(&words("-D -f /x -f/y -oPort=1"))
+            .iter()
+            .filter_map(Opt::file)
+            .collect::<Vec<_>>();
+        assert_eq!(files, ["/x", "/y"]);
         let root = vec!["permitrootlogin".to_owned()];
         assert_eq!(without(&words("-oPermitRootLogin=no -p2299"), &root), words("-p2299"));
     }

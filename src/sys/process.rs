@@ -150,6 +150,14 @@ impl Session {
     }
 }
 
+/// The root of a process that has a mount namespace of its own (`/proc/PID/root`); `None` where it shares
+/// this one's, or cannot be seen.
+pub fn other_root(pid: u32) -> Option<std::path::PathBuf> {
+    let mounts = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
+    let (own, other) = (mounts("self")?, mounts(&pid.to_string())?);
+    (own != other).then(|| format!("/proc/{pid}/root").into())
+}
+
 /// The processes that hold each of the given socket inodes.
 pub(super) fn holders_of(inodes: &BTreeSet<u64>) -> BTreeMap<u64, Vec<Process>> {
     let mut holders: BTreeMap<u64, Vec<Process>> = BTreeMap::new();

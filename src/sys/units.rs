@@ -30,6 +30,13 @@ pub struct Unit {
     pub drop_ins: Vec<PathBuf>,
     /// Units that starting this one pulls in or is bound to (`Requires=`, `BindsTo=`, `Requisite=`).
     pub requires: Vec<String>,
+    /// Units that this one starts (`Service=` of a socket).
+    pub triggers: Vec<String>,
+    /// Conditions and assertions that did not hold at the last start (`ConditionPathExists=!/x`).
+    pub unmet: Vec<String>,
+    /// `RestrictAddressFamilies=` of a service, where it leaves out families; `~` in front of those that it
+    /// forbids.
+    pub families: Vec<String>,
     /// systemd knows that a unit file changed on disk (generators' inputs excluded).
     pub needs_reload: bool,
     /// Main process of a service, 0 where there is none.
@@ -72,6 +79,9 @@ impl Unit {
             fragment: string(all, "FragmentPath").into(),
             drop_ins: strings(all, "DropInPaths").into_iter().map(PathBuf::from).collect(),
             requires,
+            triggers: strings(all, "Triggers"),
+            unmet: ["Condition", "Assert"].iter().flat_map(|kind| unmet(all, kind)).collect(),
+            families: families(all).unwrap_or_default(),
             needs_reload: boolean(all, "NeedDaemonReload"),
             main_pid: all
                 .get("MainPID")
@@ -111,6 +121,14 @@ impl Unit {
     /// Whether it starts at boot.
     pub fn is_enabled(&self) -> bool {
         self.file.starts_with("enabled")
+    }
+
+    /// Whether it may use a family of addresses (`AF_INET`, `AF_INET6`).
+    pub fn may_use(&self, family: &str) -> bool {
+        let forbidden = |word: &String| word.strip_prefix('~') == Some(family);
+        let allows = self.families.iter().any(|word| !word.starts_with('~'));
+        !self.families.iter().any(forbidden)
+            && (!allows || self.families.iter().any(|word| word == family))
     }
 
     /// "active, enabled": the two facts that a plan shows.
@@ -155,6 +173,32 @@ fn first_of_each(all: &Properties, name: &str) -> Vec<String> {
             _ => None,
         })
         .collect()
+}
+
+/// Conditions that did not hold: `Conditions`, `a(sbbsi)`, with the kind, whether one of several is enough
+/// (`|`), whether it is negated (`!`), the parameter, and what came of it (negative: it did not hold).
+fn unmet(all: &Properties, kind: &str) -> Vec<String> {
+    let rows = all.get(&format!("{kind}s")).map(items).unwrap_or_default();
+    let one = |row: &Variant<'_>| {
+        let Variant::Structure(fields) = row else { return None };
+        let [kind, any, not, parameter, state] = fields.fields() else { return None };
+        let sign = |value: &Variant<'_>, sign| match value.downcast_ref::<bool>() {
+            Ok(true) => sign,
+            _ => "",
+        };
+        let failed = state.downcast_ref::<i32>().is_ok_and(|state| state < 0);
+        let (any, not) = (sign(any, "|"), sign(not, "!"));
+        failed.then(|| Some(format!("{}={any}{not}{}", text(kind)?, text(parameter)?)))?
+    };
+    rows.into_iter().filter_map(one).collect()
+}
+
+/// `RestrictAddressFamilies`, `(bas)`: whether the list allows, and the list.
+fn families(all: &Properties) -> Option<Vec<String>> {
+    let Variant::Structure(fields) = &**all.get("RestrictAddressFamilies")? else { return None };
+    let [allows, Variant::Array(list)] = fields.fields() else { return None };
+    let sign = if allows.downcast_ref::<bool>() == Ok(true) { "" } else { "~" };
+    Some(list.iter().filter_map(text).map(|family| format!("{sign}{family}")).collect())
 }
 
 /// Arguments of the first `ExecStart`, `a(sasbttttuii)`.

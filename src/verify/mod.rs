@@ -76,6 +76,12 @@ pub fn state(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
             faults.push(format!("sshd runs with `{words}`, which wins over every file"));
         }
     }
+    if let Some(words) = observed.command_line.other_file() {
+        faults.push(format!("sshd runs with `{words}`, and reads no other file"));
+    }
+    for path in &observed.seen_otherwise {
+        faults.push(format!("the running sshd sees another {} than this one", path.display()));
+    }
     if let Verdict::Invalid(said) = &observed.effective {
         faults.push(format!("sshd refuses its configuration: {said}"));
     }

@@ -27,11 +27,10 @@ pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<
     let texts = places.iter().filter_map(|place| files.read(place).ok()?);
     let lines = texts.flat_map(|text| authorized_keys::free_keys(&text));
     let mut keys = Vec::new();
-    for (number, line) in lines.take(MOST).enumerate() {
+    for (number, key) in lines.take(MOST).enumerate() {
         let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));
-        files.scratch(&path, format!("{line}\n").as_bytes())?;
-        let algorithm = line.split(' ').next().unwrap_or_default().to_owned();
-        keys.push(Key { algorithm, path });
+        files.scratch(&path, format!("{}\n", key.line).as_bytes())?;
+        keys.push(Key { algorithm: key.algorithm, path });
     }
     Ok(keys)
 }

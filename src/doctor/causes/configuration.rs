@@ -1,0 +1,111 @@
+//! What is wrong with the files themselves.
+
+use std::path::PathBuf;
+
+use super::{command, finding, shown};
+use crate::doctor::{Case, Finding, Fix, lines};
+use crate::observe::{MAIN_CONFIG, Verdict};
+use crate::sshd::reading::{Place, Problem, Reading};
+
+/// sshd refuses its configuration.
+pub(in crate::doctor) fn configuration(case: &Case) -> Vec<Finding> {
+    let Verdict::Invalid(said) = &case.files else { return Vec::new() };
+    let keyless = said.contains("no hostkeys available");
+    let said = said.lines().next().unwrap_or(said);
+    let evidence = vec![format!("sshd -t: {said}")];
+    if keyless {
+        return vec![no_host_keys(case, evidence)];
+    }
+    let reading = Reading::new(&case.observed.config, case.observed.release.clone());
+    let problem = reading.and_then(|reading| reading.globally().map(drop)).err();
+    if let Some(Problem { place, what, block: Some(block) }) = problem {
+        return vec![finding(
+            "match-block",
+            format!("{place}: {what}, so sshd starts no more"),
+            [evidence, vec![format!("the block begins at {block} and reaches to the file's end")]]
+                .concat(),
+            Fix::Advice(format!("move {place} above {block}")),
+        )];
+    }
+    let advice = "mend the line that sshd names; `sshd -t` says when it is well".to_owned();
+    vec![finding(
+        "config-invalid",
+        "sshd refuses its configuration, and starts no more",
+        evidence,
+        Fix::Advice(advice),
+    )]
+}
+
+/// There is no host key, or none that sshd can read.
+fn no_host_keys(case: &Case, mut evidence: Vec<String>) -> Finding {
+    let own = lines(&case.observed, &["HostKey"]);
+    let name = &case.observed.service.name;
+    let fix = match own.first() {
+        None => command(format!("ssh-keygen -A && systemctl restart {name}")),
+        Some(line) => Fix::Advice(format!(
+            "make the key that {line} names (ssh-keygen -t ed25519 -N '' -f FILE), or remove the line"
+        )),
+    };
+    evidence.extend(own);
+    finding("no-host-keys", "sshd has no host key, and starts no more", evidence, fix)
+}
+
+/// sshd reads another file.
+pub(in crate::doctor) fn other_file(case: &Case) -> Vec<Finding> {
+    let observed = &case.observed;
+    let name = &observed.service.name;
+    let look = Fix::Advice(format!(
+        "take it out of the unit (systemctl cat {name} shows where it stands) and restart {name}"
+    ));
+    if let Some(words) = observed.command_line.other_file() {
+        return vec![finding(
+            "other-config",
+            format!("sshd runs with `{words}`, and reads no other file"),
+            vec![format!("nothing in {MAIN_CONFIG} is in effect")],
+            look,
+        )];
+    }
+    let of = |path: &PathBuf| {
+        finding(
+            "other-config",
+            format!("the running sshd sees another {} than this one", path.display()),
+            vec![format!("{name} has a mount namespace of its own (BindPaths= and the like)")],
+            look.clone(),
+        )
+    };
+    observed.seen_otherwise.iter().map(of).collect()
+}
+
+/// What the files forbid everybody, and a Match block allows some. The other way round it is how blocks are
+/// meant to be used.
+pub(in crate::doctor) fn shadowed(case: &Case) -> Vec<Finding> {
+    let reading = Reading::new(&case.observed.config, case.observed.release.clone());
+    let Ok(reading) = reading else { return Vec::new() };
+    let (Ok(globally), Ok(blocks)) = (reading.globally(), reading.blocks()) else {
+        return Vec::new();
+    };
+    let forbids = |place: &Place| {
+        place.directive.args.first().is_some_and(|arg| arg.eq_ignore_ascii_case("no"))
+    };
+    let mut found = Vec::new();
+    for forbidden in globally.followed().filter(|place| place.block.is_none() && forbids(place)) {
+        for (block, chosen) in blocks.follow(&forbidden.directive.keyword) {
+            let winner = chosen.followed.first().filter(|winner| !forbids(winner));
+            let Some(winner) = winner else { continue };
+            let criteria = block.directive.rest.trim();
+            found.push(finding(
+                "match-shadowing",
+                format!("`{}` does not apply to `Match {criteria}`", shown(forbidden)),
+                vec![
+                    format!("{forbidden} says `{}`", shown(forbidden)),
+                    format!("{winner} says `{}`, and a Match block wins", shown(winner)),
+                ],
+                Fix::Advice(format!(
+                    "remove {winner} where that is not meant, or leave the block to harden \
+                     (`ssh.match`)"
+                )),
+            ));
+        }
+    }
+    found
+}

@@ -1,0 +1,175 @@
+//! What systemd's units do in place of sshd, or do not.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::{command, does, finding, list, says};
+use crate::concern::listening::configured;
+use crate::doctor::{Case, Finding, Fix, Sight};
+use crate::observe::{NOT_TO_BE_RUN, Owner};
+use crate::sys::units::{Unit, directives};
+
+/// systemd holds the port.
+pub(super) fn held_by_socket(sight: &Sight) -> Finding {
+    let case = sight.case;
+    let socket = &case.observed.socket;
+    let held: Vec<SocketAddr> = case
+        .observed
+        .listeners
+        .iter()
+        .filter(|listener| listener.owner == Owner::Unit(socket.name.clone()))
+        .flat_map(crate::observe::Listener::serves)
+        .collect();
+    let listens = format!("{} says ListenStream={}", socket.name, socket.listen.join(" "));
+    let closed: Vec<SocketAddr> =
+        configured(&case.observed).into_iter().filter(|at| !held.contains(at)).collect();
+    if !closed.is_empty() {
+        return finding(
+            "stale-socket",
+            format!(
+                "{} is active and does not listen on {}: after its address changed, a \
+                 daemon-reload closes the port and opens none",
+                socket.name,
+                list(&closed)
+            ),
+            vec![listens, does(sight)],
+            command(restart(case)),
+        );
+    }
+    if let Some(generator) = &case.generator {
+        return generated(sight, generator, listens);
+    }
+    let unit = case.observed.socket.drop_ins.last().unwrap_or(&socket.fragment);
+    finding(
+        "socket-owns-port",
+        format!("{} owns the port, and `Port` in sshd_config is ignored", socket.name),
+        vec![says(sight), does(sight), format!("{listens} ({})", unit.display())],
+        Fix::Spec(format!("{{port: [{}], socket: disabled}}", sight.ports())),
+    )
+}
+
+/// How ssh.socket is restarted: it does not start beside a service that it has started.
+fn restart(case: &Case) -> String {
+    let (service, socket) = (&case.observed.service, &case.observed.socket);
+    let start = format!("systemctl restart {}", socket.name);
+    if service.is_active() { format!("systemctl stop {} && {start}", service.name) } else { start }
+}
+
+/// systemd holds the port at addresses that a generator takes from sshd_config.
+fn generated(sight: &Sight, generator: &Path, listens: String) -> Finding {
+    let socket = &sight.case.observed.socket;
+    if let Some(own) = own_addresses(sight.case) {
+        let own = own.display();
+        return finding(
+            "socket-owns-port",
+            format!("{own} decides where {} listens, and sshd_config does not", socket.name),
+            vec![says(sight), does(sight), listens],
+            Fix::Advice(format!("take ListenStream out of {own}, or Port out of sshd_config")),
+        );
+    }
+    finding(
+        "generator",
+        format!("{} still has the addresses of an earlier sshd_config", socket.name),
+        vec![
+            says(sight),
+            does(sight),
+            format!(
+                "{} reads sshd_config at a daemon-reload, and only a restart of the socket binds",
+                generator.display()
+            ),
+        ],
+        command(format!("systemctl daemon-reload && {}", restart(sight.case))),
+    )
+}
+
+/// A drop-in of an administrator's that gives ssh.socket its addresses.
+fn own_addresses(case: &Case) -> Option<&PathBuf> {
+    let gives = |path: &&PathBuf| {
+        let text = case.observed.unit_files.get(*path).map(|file| file.text.as_str());
+        let keys = text.map(directives).unwrap_or_default();
+        keys.into_iter().any(|(key, _)| key == "ListenStream")
+    };
+    let drop_ins = case.observed.socket.drop_ins.iter();
+    drop_ins.filter(|path| !path.starts_with("/run/systemd/generator")).find(gives)
+}
+
+/// Neither unit runs.
+pub(super) fn not_running(sight: &Sight) -> Finding {
+    let observed = &sight.case.observed;
+    let (service, socket) = (&observed.service, &observed.socket);
+    let state = |unit: &Unit| {
+        format!(
+            "{} is {} ({}), {}",
+            unit.name,
+            unit.active,
+            unit.result,
+            if unit.is_masked() { "masked" } else { &unit.file }
+        )
+    };
+    let evidence = vec![state(service), state(socket)];
+    let name = &service.name;
+    if service.is_masked() {
+        return finding(
+            "masked",
+            format!("{name} is masked: nothing can start it"),
+            evidence,
+            command(format!("systemctl unmask {name} && systemctl enable --now {name}")),
+        );
+    }
+    if socket.is_masked() && service.requires.contains(&socket.name) {
+        let socket = &socket.name;
+        return finding(
+            "masked",
+            format!("{socket} is masked, and {name} does not start without it"),
+            evidence,
+            command(format!("systemctl unmask {socket} && systemctl enable --now {name}")),
+        );
+    }
+    if observed.not_to_be_run {
+        return finding(
+            "condition",
+            format!(
+                "{NOT_TO_BE_RUN} is there, so {name} does not start, and says that all is well"
+            ),
+            evidence,
+            command(format!("rm {NOT_TO_BE_RUN} && systemctl start {name}")),
+        );
+    }
+    if let Some((unit, unmet)) =
+        [service, socket].into_iter().find_map(|unit| Some((unit, unit.unmet.first()?)))
+    {
+        let stands = |path: &&PathBuf| {
+            let file = observed.unit_files.get(*path);
+            let key = unmet.split('=').next().unwrap_or(unmet);
+            file.is_some_and(|file| directives(&file.text).iter().any(|(other, _)| *other == key))
+        };
+        let at = unit.drop_ins.iter().rev().chain([&unit.fragment]).find(stands);
+        let at = at.unwrap_or(&unit.fragment).display();
+        return finding(
+            "condition",
+            format!(
+                "{unmet} does not hold, so {} does not start, and says that all is well",
+                unit.name
+            ),
+            [evidence, vec![format!("it stands in {at}")]].concat(),
+            Fix::Advice(format!(
+                "make it hold, or take it out of {at} (systemctl daemon-reload); then systemctl start {}",
+                unit.name
+            )),
+        );
+    }
+    if service.active == "failed" {
+        return finding(
+            "failed",
+            format!("{name} has failed ({})", service.result),
+            [evidence, vec![format!("journalctl -u {name} says why")]].concat(),
+            command(format!("systemctl reset-failed {name}; systemctl start {name}")),
+        );
+    }
+    finding(
+        "not-running",
+        format!("neither {name} nor {} runs", socket.name),
+        evidence,
+        command(format!("systemctl enable --now {name}")),
+    )
+}
