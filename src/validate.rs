@@ -5,10 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, SpecError};
 use crate::observe::{Observed, Verdict, ask_sshd};
 use crate::plan::Plan;
 use crate::spec::{Setting, Spec};
+use crate::sshd::keywords::{counts_in_match, is_forgotten};
 use crate::sshd::reading::Reading;
 use crate::sshd::release::Release;
 use crate::sshd::{ConfigTree, Effective};
@@ -53,6 +54,33 @@ pub fn candidate(
         )
     })?;
     Ok(Some(effective))
+}
+
+/// Refuses settings that sshd takes without a word of what they do, because they do nothing any more:
+/// no `sshd -T` shows them.
+///
+/// # Errors
+/// The first of them, with its place in the spec.
+pub fn remembered(spec: &Spec, release: &Release) -> Result<(), SpecError> {
+    let everywhere = spec.ssh.settings.iter().map(|setting| (setting, true));
+    let blocks = spec.ssh.matches.iter();
+    let in_blocks = blocks.flat_map(|block| block.settings.iter().map(|setting| (setting, false)));
+    let has_effect = |setting: &Setting, globally: bool| {
+        let keyword = &setting.keyword;
+        !is_forgotten(keyword, release) && (globally || counts_in_match(keyword, release))
+    };
+    match everywhere.chain(in_blocks).find(|(setting, globally)| !has_effect(setting, *globally)) {
+        None => Ok(()),
+        Some((setting, globally)) => {
+            let place = if globally { "" } else { " in a Match block" };
+            let message = format!("`{}`{place} has no effect", setting.keyword);
+            Err(spec.setting_error(
+                setting,
+                &message,
+                &format!("{} reads it and forgets it: remove it", release.name),
+            ))
+        }
+    }
 }
 
 /// Refuses a host on which sshd does not say what it makes of its configuration, though root asks.

@@ -204,6 +204,22 @@ fn an_sshd_that_reads_other_files_is_seen() {
     machine.exec("harden verify spec.yaml").code(0);
 }
 
+/// sshd reads some keywords and forgets them: then nothing is proven, and it is said where.
+#[test]
+fn a_keyword_without_effect_is_refused() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    for (section, place) in [
+        ("settings: {MaxAuthTries: 3, UsePrivilegeSeparation: sandbox}", "2:35"),
+        ("match: [{criteria: {User: x}, settings: {RSAAuthentication: no}}]", "2:48"),
+    ] {
+        machine.spec(&format!("version: 1\nssh: {{{section}}}\n"));
+        let refused = unchanged(&machine, || machine.apply().code(2));
+        let told = said(&refused);
+        assert!(told.contains("has no effect") && told.contains("forgets it"), "{told}");
+        assert!(told.contains(&format!("spec.yaml:{place}")), "{told}");
+    }
+}
+
 /// Whatever the name of a socket unit is: what it starts is an sshd.
 #[test]
 fn another_socket_for_sshd_is_seen() {

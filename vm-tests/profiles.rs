@@ -50,6 +50,13 @@ mod cases {
         machine.exec("harden verify spec.yaml").code(0);
         unchanged(&machine, || machine.apply().code(0));
 
+        // Before 8.7 one keyword turned the other on.
+        machine.exec("harden rollback -y").code(0);
+        machine.sh("sed -i '/^ChallengeResponse/d; /^KbdInter/d' /etc/ssh/sshd_config");
+        machine.sh("sed -i '1i ChallengeResponseAuthentication yes' /etc/ssh/sshd_config; systemctl stop ssh.service; systemctl restart ssh.socket");
+        machine.apply().code(0);
+        assert_state(&machine, &Want::service(2222).with("kbdinteractiveauthentication no"));
+
         // What the spec sets itself wins.
         machine.spec(&format!(
             "{}  settings: {{LogLevel: INFO}}\n",

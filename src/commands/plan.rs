@@ -95,6 +95,7 @@ pub(super) fn forced_plan(
 
 fn validated(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan, Error> {
     validate::answers(observed)?;
+    validate::remembered(spec, &observed.release)?;
     let mut plan = plan(spec, observed)?;
     if plan.candidate == observed.config {
         return Ok(plan);

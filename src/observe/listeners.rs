@@ -50,10 +50,9 @@ fn socket_units(systemd: &Systemd, socket: &Unit, sockets: &[Socket]) -> Result<
     }
     for name in systemd.active_units(&["*.socket"])? {
         let unit = Unit::read(systemd, &name)?;
-        if name != socket.name && held.iter().any(|at| listens(&unit, *at)) {
-            if name.contains("ssh") || starts_sshd(systemd, &unit)? {
-                units.push(unit);
-            }
+        let holds = name != socket.name && held.iter().any(|at| listens(&unit, *at));
+        if holds && (name.contains("ssh") || starts_sshd(systemd, &unit)?) {
+            units.push(unit);
         }
     }
     Ok(units)
@@ -69,7 +68,7 @@ fn starts_sshd(systemd: &Systemd, socket: &Unit) -> Result<bool, Error> {
     let instance = socket.accept.then(|| format!("{stem}@harden.service"));
     for name in instance.iter().chain(&socket.triggers) {
         let service = Unit::read(systemd, name)?;
-        let program = service.exec_start.first().map(|program| Path::new(program));
+        let program = service.exec_start.first().map(Path::new);
         let program = program.and_then(Path::file_name).unwrap_or_default();
         if is_name_of_sshd(&program.to_string_lossy()) {
             return Ok(true);

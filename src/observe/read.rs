@@ -256,8 +256,8 @@ fn seen_otherwise(files: &Files, config: &ConfigTree, service: &Unit) -> Vec<Pat
     let Some(root) = process::other_root(service.main_pid) else { return Vec::new() };
     let there = |path: &Path| Some(root.join(path.strip_prefix("/").ok()?));
     let differs = |file: &&ConfigFile| {
-        let seen = there(&file.real).and_then(|path| std::fs::read(path).ok());
-        seen != files.read(&file.real).ok().flatten()
+        let read = |path: &Path| files.read(path).ok().flatten();
+        there(&file.real).and_then(|path| read(&path)) != read(&file.real)
     };
     config.files.iter().filter(differs).map(|file| file.path.clone()).collect()
 }

@@ -197,6 +197,11 @@ pub fn may_be_matched(keyword: &str, release: &Release) -> bool {
     }
 }
 
+/// Whether a release reads a keyword and forgets it, wherever it stands.
+pub fn is_forgotten(keyword: &str, release: &Release) -> bool {
+    follows(keyword, release) == Follows::Nothing
+}
+
 /// Whether a keyword that stands in a Match block does anything there: a release may read it and forget
 /// it.
 pub fn counts_in_match(keyword: &str, release: &Release) -> bool {

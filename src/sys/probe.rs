@@ -166,7 +166,12 @@ fn read_login(status: i32, log: &str) -> Login {
     let no_shell = || opened.then_some("sshd takes the key, and the session ends at once");
     let said = listed.or_else(other).or_else(no_shell).or_else(denied);
     let said = said.or_else(|| lines.clone().next_back());
-    let said = said.unwrap_or("no reason was given");
+    // The other end of a pipe has no address.
+    let said = match said {
+        Some(said) if said.contains("UNKNOWN port") => "sshd ends the connection without a word",
+        Some(said) => said,
+        None => "no reason was given",
+    };
     Login::Refused(said.to_owned())
 }
 
@@ -200,6 +205,8 @@ mod tests {
         assert_eq!(read_login(255, &refused), Login::Refused(why.into()));
         let denied = "root@harden-probe: Permission denied (publickey).";
         assert_eq!(read_login(255, &format!("\n{denied}\r\n")), Login::Refused(denied.into()));
+        let closed = read_login(255, "Connection closed by UNKNOWN port 65535");
+        assert_eq!(closed, Login::Refused("sshd ends the connection without a word".into()));
         assert_eq!(read_login(1, ""), Login::Refused("no reason was given".into()));
     }
 

@@ -23,6 +23,9 @@ pub(crate) fn resolve(spec: &Spec, observed: &Observed) -> Result<(Spec, Vec<Str
         if spec.ssh.settings.iter().any(|setting| same(&setting.keyword, value.keyword)) {
             continue;
         }
+        if value.until.is_some_and(|(major, minor)| observed.release.is_at_least(major, minor)) {
+            continue;
+        }
         let Some(keyword) = known_as(&value, observed) else {
             let (profile, keyword) = (choice.profile, value.keyword);
             warnings.push(format!("profile {profile}: left out {keyword}, which this sshd lacks"));
@@ -69,7 +72,9 @@ fn known_as(value: &Value, observed: &Observed) -> Option<String> {
         let known = observed.release.is_at_least(major, minor);
         return known.then(|| value.keyword.to_owned());
     };
-    let printed = effective.keywords().find(|printed| same(printed, value.keyword))?;
+    let exactly = |printed: &&str| printed.eq_ignore_ascii_case(value.keyword);
+    let renamed = || effective.keywords().find(|printed| same(printed, value.keyword));
+    let printed = effective.keywords().find(exactly).or_else(renamed)?;
     // It prints lower case, and some under an older name.
     let older = !printed.eq_ignore_ascii_case(value.keyword);
     Some(if older { printed.to_owned() } else { value.keyword.to_owned() })

@@ -9,6 +9,8 @@ pub(super) struct Value {
     pub(super) keyword: &'static str,
     /// The first release of OpenSSH that has the keyword; where sshd can be asked, it is.
     pub(super) since: (u16, u16),
+    /// The first release that has it no more as a keyword of its own.
+    pub(super) until: Option<(u16, u16)>,
     /// What follows the keyword.
     pub(super) says: Says,
     /// Whom it shuts out or surprises, where it is new to the host.
@@ -25,11 +27,11 @@ pub(super) enum Says {
 }
 
 const fn words(keyword: &'static str, value: &'static str) -> Value {
-    Value { keyword, since: (8, 4), says: Says::Words(value), costs: None }
+    Value { keyword, since: (8, 4), until: None, says: Says::Words(value), costs: None }
 }
 
 const fn algorithms(keyword: &'static str, names: &'static [&'static str]) -> Value {
-    Value { keyword, since: (8, 4), says: Says::Algorithms(names), costs: None }
+    Value { keyword, since: (8, 4), until: None, says: Says::Algorithms(names), costs: None }
 }
 
 const fn costs(value: Value, what: &'static str) -> Value {
@@ -38,6 +40,10 @@ const fn costs(value: Value, what: &'static str) -> Value {
 
 const fn since(major: u16, minor: u16, value: Value) -> Value {
     Value { since: (major, minor), ..value }
+}
+
+const fn until(major: u16, minor: u16, value: Value) -> Value {
+    Value { until: Some((major, minor)), ..value }
 }
 
 /// The values of a profile, each keyword once.
@@ -74,7 +80,7 @@ const KEYS: [&str; 8] = [
 ];
 
 /// What every host may have: it keeps out nobody who uses a client of the last ten years with a key.
-const RECOMMENDED: [Value; 20] = [
+const RECOMMENDED: [Value; 21] = [
     costs(
         algorithms("KexAlgorithms", KEX),
         "shuts out clients without Curve25519 and Diffie-Hellman group 16, as OpenSSH before 6.5 and PuTTY \
@@ -109,6 +115,8 @@ const RECOMMENDED: [Value; 20] = [
     since(9, 1, words("RequiredRSASize", "2048")),
     costs(words("PasswordAuthentication", "no"), "shuts out users who have no key here"),
     words("KbdInteractiveAuthentication", "no"),
+    // Turns the former on, whatever that says.
+    until(8, 7, words("ChallengeResponseAuthentication", "no")),
     words("PermitRootLogin", "prohibit-password"),
     words("PermitEmptyPasswords", "no"),
     words("HostbasedAuthentication", "no"),

@@ -108,55 +108,11 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
     };
     let evidence = vec![state(service), state(socket)];
     let name = &service.name;
-    if service.is_masked() {
-        return finding(
-            "masked",
-            format!("{name} is masked: nothing can start it"),
-            evidence,
-            command(format!("systemctl unmask {name} && systemctl enable --now {name}")),
-        );
+    if let Some(found) = masked(service, socket, &evidence) {
+        return found;
     }
-    if socket.is_masked() && service.requires.contains(&socket.name) {
-        let socket = &socket.name;
-        return finding(
-            "masked",
-            format!("{socket} is masked, and {name} does not start without it"),
-            evidence,
-            command(format!("systemctl unmask {socket} && systemctl enable --now {name}")),
-        );
-    }
-    if observed.not_to_be_run {
-        return finding(
-            "condition",
-            format!(
-                "{NOT_TO_BE_RUN} is there, so {name} does not start, and says that all is well"
-            ),
-            evidence,
-            command(format!("rm {NOT_TO_BE_RUN} && systemctl start {name}")),
-        );
-    }
-    if let Some((unit, unmet)) =
-        [service, socket].into_iter().find_map(|unit| Some((unit, unit.unmet.first()?)))
-    {
-        let stands = |path: &&PathBuf| {
-            let file = observed.unit_files.get(*path);
-            let key = unmet.split('=').next().unwrap_or(unmet);
-            file.is_some_and(|file| directives(&file.text).iter().any(|(other, _)| *other == key))
-        };
-        let at = unit.drop_ins.iter().rev().chain([&unit.fragment]).find(stands);
-        let at = at.unwrap_or(&unit.fragment).display();
-        return finding(
-            "condition",
-            format!(
-                "{unmet} does not hold, so {} does not start, and says that all is well",
-                unit.name
-            ),
-            [evidence, vec![format!("it stands in {at}")]].concat(),
-            Fix::Advice(format!(
-                "make it hold, or take it out of {at} (systemctl daemon-reload); then systemctl start {}",
-                unit.name
-            )),
-        );
+    if let Some(found) = condition(sight, &evidence) {
+        return found;
     }
     if service.active == "failed" {
         return finding(
@@ -172,4 +128,56 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
         evidence,
         command(format!("systemctl enable --now {name}")),
     )
+}
+
+/// ssh.service is masked, or the socket that it does not start without.
+fn masked(service: &Unit, socket: &Unit, evidence: &[String]) -> Option<Finding> {
+    let name = &service.name;
+    let (unit, so) = if service.is_masked() {
+        (name, "nothing can start it".to_owned())
+    } else if socket.is_masked() && service.requires.contains(&socket.name) {
+        (&socket.name, format!("{name} does not start without it"))
+    } else {
+        return None;
+    };
+    Some(finding(
+        "masked",
+        format!("{unit} is masked: {so}"),
+        evidence.to_vec(),
+        command(format!("systemctl unmask {unit} && systemctl enable --now {name}")),
+    ))
+}
+
+/// A condition of the unit's does not hold.
+fn condition(sight: &Sight, evidence: &[String]) -> Option<Finding> {
+    let observed = &sight.case.observed;
+    let (service, socket) = (&observed.service, &observed.socket);
+    if observed.not_to_be_run {
+        let name = &service.name;
+        return Some(finding(
+            "condition",
+            format!(
+                "{NOT_TO_BE_RUN} is there, so {name} does not start, and says that all is well"
+            ),
+            evidence.to_vec(),
+            command(format!("rm {NOT_TO_BE_RUN} && systemctl start {name}")),
+        ));
+    }
+    let unit = [service, socket].into_iter().find(|unit| !unit.unmet.is_empty())?;
+    let unmet = unit.unmet.first()?;
+    let key = unmet.split('=').next().unwrap_or(unmet);
+    let stands = |path: &&PathBuf| {
+        let file = observed.unit_files.get(*path);
+        file.is_some_and(|file| directives(&file.text).iter().any(|(other, _)| *other == key))
+    };
+    let at = unit.drop_ins.iter().rev().find(stands).unwrap_or(&unit.fragment).display();
+    let name = &unit.name;
+    Some(finding(
+        "condition",
+        format!("{unmet} does not hold, so {name} does not start, and says that all is well"),
+        [evidence, &[format!("it stands in {at}")]].concat(),
+        Fix::Advice(format!(
+            "make it hold, or take it out of {at} (systemctl daemon-reload); then systemctl start {name}"
+        )),
+    ))
 }
