@@ -243,6 +243,17 @@ fn a_key_that_is_not_taken_is_none() {
     session.wait().unwrap();
 }
 
+/// One-time passwords are not for harden to know: who has set them up may ask for them.
+#[test]
+fn what_pam_asks_beyond_passwords_is_unknown() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    let methods = "{KbdInteractiveAuthentication: yes, AuthenticationMethods: \"publickey,keyboard-interactive\"}";
+    spec(&machine, methods, "safety: {admins: [deploy]}\n");
+    is_refused(&machine, &["AuthenticationMethods asks for a password, which deploy has not got"]);
+    machine.sh("sed -i 's/^@include common-auth/auth required pam_otp.so\\n&/' /etc/pam.d/sshd");
+    machine.exec("harden plan spec.yaml").code(0);
+}
+
 /// Loopback alone lets nobody in from outside; through a tunnel one is there already.
 #[test]
 fn loopback_alone_lets_nobody_in() {

@@ -1,7 +1,7 @@
 //! What keeps a user out under a configuration, as sshd(8) would check it (auth.c, `allowed_user`).
 
-use super::Admin;
 use super::keys::Keys;
+use super::{Admin, pam};
 use crate::sshd::Effective;
 use crate::sshd::criteria::{comes_from, fits};
 use crate::sys::users::Password;
@@ -167,6 +167,14 @@ fn lacks(method: &str, admin: &Admin, effective: &Effective, keys: &Keys) -> Opt
         "publickey" => {
             let (why, fix) = keys.obstacle(admin, effective)?;
             because(why, fix)
+        }
+        // Passwords that cannot be seen from here.
+        "password" | "keyboard-interactive"
+            if takes_passwords(effective)
+                && !is(effective, "usepam", "no")
+                && pam::is_beyond_sight(keys.files) =>
+        {
+            None
         }
         "password" | "keyboard-interactive" => {
             let taken = takes_passwords(effective)

@@ -7,6 +7,7 @@
 
 mod access;
 mod keys;
+mod pam;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
