@@ -190,6 +190,41 @@ fn where_one_comes_from_counts() {
     assert!(unwrapped(&back).contains("--confirm operator"), "{back:?}");
 }
 
+/// Where one arrives decides too: who gets in on the old port may not on the new one.
+#[test]
+fn where_one_arrives_counts() {
+    let restricted = [
+        "PasswordAuthentication no\nPubkeyAuthentication no\nMatch LocalPort 22\nPubkeyAuthentication yes\n",
+        "AllowUsers nobody\nMatch LocalPort 22\nAllowUsers root deploy\n",
+        "PubkeyAuthentication no\nMatch LocalAddress 10.77.0.2 LocalPort 22\nPubkeyAuthentication yes\n",
+    ];
+    for text in restricted {
+        let machine = Machine::boot(Suite::Trixie, |root| {
+            root.write("/etc/ssh/sshd_config.d/50-mine.conf", text);
+        });
+        machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+        let apply = "harden apply -y --confirm probe spec.yaml";
+        let refused = unchanged(&machine, || machine.ssh(22, apply).code(1));
+        assert!(unwrapped(&refused).contains("root could not log in any more"), "{refused:?}");
+        // What is allowed on both lets everybody in.
+        machine.spec("version: 1\nssh: {port: [22, 2222], socket: disabled}\n");
+        machine.ssh(22, "harden plan spec.yaml").code(0);
+    }
+    // A restriction of the old port is none of the new one: the plan says so, and a probe cannot try it.
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write("/etc/ssh/sshd_config.d/50-mine.conf", "Match LocalPort 22\nAllowUsers root\n");
+    });
+    machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+    let back = unchanged(&machine, || {
+        machine.ssh(22, "harden apply -y --confirm probe spec.yaml").code(4)
+    });
+    let said = unwrapped(&back);
+    assert!(said.contains("depends on where they arrive, and that changes"), "{said}");
+    let planned = machine.exec("harden plan spec.yaml").code(0).stdout;
+    let planned = planned.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(planned.contains("`Match LocalPort 22` (/etc/ssh/sshd_config.d/50-mine.conf:1) applies to nobody any more"), "{planned}");
+}
+
 /// Who is to become root has to be able to: sudo's last rule counts, and whose password it asks for; and
 /// sshd reads keys as their owner.
 #[test]

@@ -27,6 +27,7 @@ mod login;
 mod machine;
 mod moves;
 mod operator;
+mod others;
 mod people;
 mod playbooks;
 mod points;

@@ -114,7 +114,7 @@ struct ToUndo {
 /// The transaction to undo: the one that is named, else the last that was applied and stands.
 fn to_undo(files: &Files, named: Option<&str>) -> Result<ToUndo, Error> {
     let mut applied = Vec::new();
-    let mut undone = Vec::new();
+    let (mut undone, mut undos) = (Vec::new(), Vec::new());
     for id in journal::ids(files) {
         let records = journal::read(files, &id)?;
         if transaction::outcome(&records) != Some(Outcome::Applied) {
@@ -123,6 +123,7 @@ fn to_undo(files: &Files, named: Option<&str>) -> Result<ToUndo, Error> {
         match records.first() {
             Some(Record::Begin { terms: Some(terms), .. }) if terms.undoes.is_some() => {
                 undone.extend(terms.undoes.clone());
+                undos.push(id);
             }
             _ => applied.push((id, records)),
         }
@@ -139,6 +140,9 @@ fn to_undo(files: &Files, named: Option<&str>) -> Result<ToUndo, Error> {
         let message = match named {
             Some(named) if undone.iter().any(|id| id == named) => {
                 format!("transaction {named} has been undone already")
+            }
+            Some(named) if undos.iter().any(|id| id == named) => {
+                format!("transaction {named} is itself an undo: apply the spec again instead")
             }
             Some(named) => format!("no transaction {named} was applied"),
             None => "no transaction that stands was applied".to_owned(),

@@ -110,6 +110,13 @@ pub(crate) fn desired(
         Mode::Socket => observed.socket.name.clone(),
     };
     let effective = effective(observed, globally);
+    if let Some(scoped) = effective.get("listenaddress").iter().find(|at| at.contains('%')) {
+        return Err(Refusal::new(
+            "scoped-address",
+            format!("sshd listens on {scoped}, an address with a zone, and harden knows none"),
+            "take that ListenAddress away, or name addresses without a zone in `listen`",
+        ));
+    }
     let now = present(mode, observed, &effective);
     let family = family(spec, &asked, observed, globally);
     let mut endpoints = wanted(&asked, observed, &now)?;

@@ -17,7 +17,7 @@ use keys::{Keys, session_key};
 
 use crate::error::{Error, Refusal};
 use crate::observe::{Listener, Observed, Verdict, ask_sshd};
-use crate::plan::Plan;
+use crate::plan::{Plan, held};
 use crate::sshd::Effective;
 use crate::sshd::criteria::test_of;
 use crate::sys::process::Session;
@@ -78,18 +78,34 @@ struct Way {
 }
 
 impl Way {
-    /// As the session in which harden runs; where that is none, from an address that nobody has (RFC 5737)
-    /// to the first one of this host that others reach.
-    fn new(before: &Observed, plan: &Plan) -> Self {
+    /// As they do now: as the session in which harden runs; where that is none, from an address that nobody
+    /// has (RFC 5737) to the first one of this host that others reach.
+    fn now(before: &Observed) -> Self {
         let session = Session::present();
         let outside = before.addresses.iter().find(|address| !address.is_loopback());
+        let here = outside.copied().unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
+        let port = held(before).first().map_or(22, SocketAddr::port);
+        let to = session.map_or(SocketAddr::new(here, port), |session| session.server);
         Self {
             from: session.map_or(IpAddr::from([198, 51, 100, 1]), |session| session.client.ip()),
-            to: session
-                .map(|session| session.server.ip())
-                .or(outside.copied())
-                .unwrap_or(std::net::Ipv4Addr::LOCALHOST.into()),
-            port: plan.expect.endpoints.first().map_or(22, SocketAddr::port),
+            to: to.ip().to_canonical(),
+            port: to.port(),
+        }
+    }
+
+    /// As they will: where they do now, if sshd still listens there.
+    fn then(self, endpoints: &[SocketAddr]) -> Self {
+        let reaches = |at: &&SocketAddr| {
+            let any = at.ip().is_unspecified() && at.is_ipv4() == self.to.is_ipv4();
+            any || at.ip() == self.to
+        };
+        if endpoints.iter().filter(reaches).any(|at| at.port() == self.port) {
+            return self;
+        }
+        match endpoints.iter().find(reaches).or(endpoints.first()) {
+            None => self,
+            Some(at) if at.ip().is_unspecified() => Self { port: at.port(), ..self },
+            Some(at) => Self { to: at.ip(), port: at.port(), ..self },
         }
     }
 }
@@ -124,14 +140,16 @@ pub fn risks(
         return Ok(vec![risk]);
     }
     let options = before.command_line.settings();
-    let same = plan.candidate == before.config && plan.options == options;
+    let stays = plan.expect.endpoints == held(before);
+    let same = stays && plan.candidate == before.config && plan.options == options;
     if !sys::is_root() || (same && listed.is_empty()) {
         return Ok(Vec::new());
     }
     let scratch = Scratch::new(files)?;
     let main = scratch.mirror(&plan.candidate)?;
-    let way = Way::new(before, plan);
+    let way = Way::now(before);
     let now = View { main: None, options: &options, way };
+    let way = way.then(&plan.expect.endpoints);
     let then = View { main: Some(&main), options: &plan.options, way };
     let from = Session::present().map(|session| session.client.ip());
     let keys = Keys { files, folder: scratch.folder(), from };

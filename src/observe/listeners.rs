@@ -124,7 +124,16 @@ fn is_main(process: &Process, service: &Unit) -> bool {
 
 fn is_sshd(process: &Process) -> bool {
     let name = if process.program.is_empty() { &process.name } else { &process.program };
-    is_name_of_sshd(name)
+    is_name_of_sshd(name) && !is_session(process)
+}
+
+/// The sshd of one connection: where it listens, it forwards a port or a display for its user. A listener
+/// calls itself `sshd: PROGRAM [listener] ...`, a session `sshd: USER@pts/0`; from 9.8 on they are programs of
+/// their own.
+fn is_session(process: &Process) -> bool {
+    let title = process.args.first().map(String::as_str).unwrap_or_default();
+    let titled = title.starts_with("sshd: ") && !title.contains("[listener]");
+    titled || ["sshd-session", "sshd-auth"].contains(&process.program.as_str())
 }
 
 fn is_name_of_sshd(name: &str) -> bool {

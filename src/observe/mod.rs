@@ -230,8 +230,8 @@ impl Observed {
             let same_run = was.active == is.active
                 || (rests(was) && rests(is))
                 || (on_demand && was.name == self.service.name && comes_and_goes);
-            let same_file = was.file == is.file || told(was);
-            if was.load != is.load || !same_file || !same_run {
+            let same_file = (&was.load, &was.file) == (&is.load, &is.file) || told(was);
+            if !same_file || !same_run {
                 moved.push(format!("{} was {}, is {}", was.name, was.summary(), is.summary()));
             }
         }

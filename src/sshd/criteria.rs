@@ -142,6 +142,11 @@ impl Criterion {
         )
     }
 
+    /// Whether it asks where the connection arrives.
+    pub fn asks_for_arrival(&self) -> bool {
+        matches!(self, Self::LocalAddress(_) | Self::LocalPort(_))
+    }
+
     /// Whether it asks nothing of the connection, only of sshd.
     fn asks_nothing(&self) -> bool {
         matches!(self, Self::All | Self::Version(_))

@@ -8,6 +8,7 @@ pub mod command;
 mod direct;
 pub mod fault;
 pub mod files;
+pub mod mounts;
 pub mod probe;
 pub mod process;
 pub mod service;

@@ -2,7 +2,8 @@
 //! process, the session and the installed binary; and, for the next boot, two units.
 //!
 //! The units lie below /usr/local, because nothing below /etc may change before the new listener
-//! is proven. They are there while the transaction is open, and gone when it is closed.
+//! is proven; below /usr/lib where /usr/local is mounted so late at boot that systemd would not find them.
+//! They are there while the transaction is open, and gone when it is closed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,10 +16,13 @@ use super::{STATE, bridge, rollback, steps, worker};
 use crate::plan::Role;
 use crate::sys::fault::point;
 use crate::sys::files::Meta;
+use crate::sys::mounts::is_early;
 use crate::sys::{self, Files, Image, Result, SysError};
 
 /// Where units of the local administrator are that no package owns (systemd.unit(5)).
 const UNITS: &str = "/usr/local/lib/systemd/system";
+/// Where those of packages are.
+const PACKAGED: &str = "/usr/lib/systemd/system";
 /// Puts the files of an open transaction right before sshd starts.
 pub const RECOVERY: &str = "harden-recovery.service";
 /// Proves what recovery did, and closes the transaction.
@@ -51,9 +55,19 @@ pub fn pin(machine: &dyn Machine, id: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The folder for the units, such that systemd finds them when it starts.
+fn units(files: &Files) -> Result<&'static Path> {
+    let found = [UNITS, PACKAGED].map(Path::new).into_iter().find(|path| is_early(files, path));
+    found.ok_or_else(|| {
+        SysError::new(
+            "recovery at boot cannot be made ready",
+            format!("{UNITS} and {PACKAGED} are mounted after systemd starts"),
+        )
+    })
+}
+
 /// The transaction's own paths: folders first, then the units, then the links that start them.
-fn own_files(id: &str) -> Vec<(PathBuf, Image)> {
-    let units = Path::new(UNITS);
+fn own_files(units: &Path, id: &str) -> Vec<(PathBuf, Image)> {
     let early = units.join("sysinit.target.wants");
     let late = units.join("multi-user.target.wants");
     let folder = || Image::Directory { meta: Meta::root(0o755) };
@@ -63,7 +77,7 @@ fn own_files(id: &str) -> Vec<(PathBuf, Image)> {
     for path in [units.parent().unwrap_or(units), units, &early, &late] {
         all.push((path.to_owned(), folder()));
     }
-    all.push((units.join(RECOVERY), unit(recovery_unit(id))));
+    all.push((units.join(RECOVERY), unit(recovery_unit(units, id))));
     all.push((units.join(RESUME), unit(resume_unit(id))));
     all.push((early.join(RECOVERY), link(RECOVERY)));
     all.push((late.join(RESUME), link(RESUME)));
@@ -73,7 +87,7 @@ fn own_files(id: &str) -> Vec<(PathBuf, Image)> {
 /// Without the pinned copy the transaction is closed, and systemd may not have been told yet that the
 /// units are gone. Ordered before everything of sshd's, but nothing requires it, and it may take 30 seconds at
 /// most: it never blocks the boot.
-fn recovery_unit(id: &str) -> String {
+fn recovery_unit(units: &Path, id: &str) -> String {
     let program = pinned(id);
     format!(
         "# Written by harden for transaction {id}, which is open; removed when it is closed.\n\
@@ -81,7 +95,7 @@ fn recovery_unit(id: &str) -> String {
          Description=harden: sshd's files, of an interrupted change\n\
          DefaultDependencies=no\n\
          ConditionPathExists={0}\n\
-         RequiresMountsFor={STATE} {UNITS} /etc/ssh /etc/systemd/system\n\
+         RequiresMountsFor={STATE} {1} /etc/ssh /etc/systemd/system\n\
          After=local-fs.target\n\
          Before=ssh.service ssh.socket sshd.service sshd.socket shutdown.target\n\
          Conflicts=shutdown.target\n\n\
@@ -89,7 +103,8 @@ fn recovery_unit(id: &str) -> String {
          Type=oneshot\n\
          ExecStart={0} recover {id}\n\
          TimeoutStartSec=30\n",
-        program.display()
+        program.display(),
+        units.display()
     )
 }
 
@@ -120,7 +135,8 @@ fn resume_unit(id: &str) -> String {
 
 /// What is at the transaction's own paths now.
 pub(super) fn own_images(files: &Files, id: &str) -> Result<Vec<(PathBuf, Image)>> {
-    own_files(id).into_iter().map(|(path, _)| Ok((path.clone(), files.image(&path)?))).collect()
+    let own = own_files(units(files)?, id).into_iter();
+    own.map(|(path, _)| Ok((path.clone(), files.image(&path)?))).collect()
 }
 
 /// Makes recovery at boot ready, then arms the timer and reads it back.
@@ -129,7 +145,7 @@ pub(super) fn own_images(files: &Files, id: &str) -> Result<Vec<(PathBuf, Image)
 /// Where either cannot be had: then nothing may be changed.
 pub(super) fn arm(run: &mut Run) -> Result<()> {
     let files = run.machine.files();
-    for (path, image) in own_files(&run.id) {
+    for (path, image) in own_files(units(files)?, &run.id) {
         let there = matches!(image, Image::Directory { .. })
             && matches!(files.image(&path)?, Image::Directory { .. });
         if !there {
@@ -182,7 +198,10 @@ pub(super) fn stand_down(machine: &dyn Machine, id: &str, records: &[Record]) {
         _ => None,
     });
     // Without a journal it is not known what was there; nobody else has files of these names.
-    let all_gone = || own_files(id).into_iter().map(|(path, _)| (path, Image::Absent)).collect();
+    let all_gone = || {
+        let own = [UNITS, PACKAGED].map(|units| own_files(Path::new(units), id));
+        own.into_iter().flatten().map(|(path, _)| (path, Image::Absent)).collect()
+    };
     let own =
         own.unwrap_or_else(|| if journal::has_begun(records) { Vec::new() } else { all_gone() });
     for (path, image) in own.iter().rev() {

@@ -6,6 +6,7 @@
 //! on the new one while the rescue makes room for it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use super::run::Run;
 use super::steps::forgive;
 use super::{Outcome, bridge, guard, run};
 use crate::error::Error;
-use crate::observe::{Observed, Owner, Verdict};
+use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::plan::{Bridge, Op, Role, held};
 use crate::sys::fault::point;
 use crate::sys::units::Unit;
@@ -47,14 +48,28 @@ pub fn changed(records: &[Record]) -> (Vec<(PathBuf, Image)>, BTreeMap<PathBuf, 
     (undo.paths, undo.written.into_iter().filter_map(last).collect())
 }
 
-fn undo(records: &[Record]) -> Undo {
-    let mut undo = Undo::default();
+/// Every step that was begun, or may have been, with what was at its paths.
+fn begun(records: &[Record]) -> Vec<(Op, Vec<(PathBuf, Image)>)> {
     let begun = records.iter().filter_map(|record| match record {
         Record::Step { op, before, .. } => Some((op.clone(), before.clone())),
         _ => None,
     });
     let lost = if records.contains(&Record::Damaged) { run::planned(records) } else { Vec::new() };
-    let begun: Vec<_> = begun.chain(lost).collect();
+    begun.chain(lost).collect()
+}
+
+/// The units whose start at boot a transaction has changed.
+pub(super) fn enabled_or_disabled(records: &[Record]) -> BTreeSet<String> {
+    let unit = |(op, _)| match op {
+        Op::Enable(unit) | Op::Disable(unit) | Op::Unmask(unit) => Some(unit),
+        _ => None,
+    };
+    begun(records).into_iter().filter_map(unit).collect()
+}
+
+fn undo(records: &[Record]) -> Undo {
+    let mut undo = Undo::default();
+    let begun = begun(records);
     let mut seen = BTreeSet::new();
     let mut folders = Vec::new();
     let mut others = Vec::new();
@@ -76,10 +91,10 @@ fn undo(records: &[Record]) -> Undo {
             }
         }
     }
-    // A boot began with units as the files were then.
-    let rebooted = run::boots(records) > 1 && !seen.is_empty();
+    // A boot began with units as the files were then; one that somebody had started by hand does not run.
+    let rebooted = run::boots(records) > 1;
     undo.units |= rebooted;
-    undo.unit_files |= rebooted;
+    undo.unit_files |= rebooted && !seen.is_empty();
     // Folders that were there come first; what was not there goes last, deepest path first.
     others.sort_by_key(|(path, image)| {
         (*image == Image::Absent, std::cmp::Reverse(path.components().count()))
@@ -88,9 +103,16 @@ fn undo(records: &[Record]) -> Undo {
     undo
 }
 
-/// Every path to put back, in order.
-pub(super) fn paths(records: &[Record]) -> Vec<(PathBuf, Image)> {
-    undo(records).paths
+/// Puts every path back that nobody else has changed meanwhile.
+pub(super) fn files(run: &Run) -> Result<()> {
+    let undo = undo(run.records());
+    for (number, (path, image)) in undo.paths.iter().enumerate() {
+        point(format_args!("recovery.path-{}", number + 1))?;
+        if !is_edited(run.machine.files(), path, image, undo.written.get(path)) {
+            put_back(run.machine.files(), path, image)?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes a transaction back and proves it.
@@ -121,7 +143,7 @@ fn left(
     mut kept: BTreeSet<PathBuf>,
     mut failures: Vec<String>,
 ) -> Vec<String> {
-    let now = match settled(run) {
+    let mut now = match settled(run) {
         Ok(now) => now,
         Err(error) => {
             failures.push(error.to_string());
@@ -133,6 +155,13 @@ fn left(
     for path in &kept {
         run.note(&format!("somebody else changed {}; their edit stays", path.display()));
     }
+    let (strangers, rest) = now.listeners.drain(..).partition(|at| is_strange(&run.before, at));
+    now.listeners = rest;
+    for stranger in strangers {
+        let Listener { owner, address, port, .. } = stranger;
+        let at = SocketAddr::new(address, port);
+        run.note(&format!("{owner} listens for SSH on {at}; it is somebody's own, and stays"));
+    }
     let moved = run.before.differences_beside(&now, undo.ended, &kept);
     if moved.is_empty() {
         // What failed on the way did not matter.
@@ -140,6 +169,20 @@ fn left(
     }
     failures.extend(moved);
     failures
+}
+
+/// Whether somebody has started an sshd of their own meanwhile, where none was before.
+fn is_strange(before: &Observed, listener: &Listener) -> bool {
+    let (service, socket) = (&before.service.name, &before.socket.name);
+    let own = match &listener.owner {
+        Owner::Unit(unit) => unit == service || unit == socket,
+        Owner::Process(process) => process.unit == *service || process.unit.starts_with("harden-"),
+        Owner::Unseen => true,
+    };
+    let was_served = |at: &SocketAddr| {
+        before.listeners.iter().any(|listener| listener.ssh && listener.serves().contains(at))
+    };
+    listener.ssh && !own && !listener.serves().iter().any(was_served)
 }
 
 /// The host when no unit of sshd's is on its way any more: somebody may restart it just now.
@@ -350,10 +393,7 @@ impl Way<'_, '_> {
 
     fn put_back(&mut self, path: &Path, image: &Image, written: Option<&Vec<Image>>) {
         let files = self.run.machine.files();
-        if let (Some(written), Ok(now)) = (written, files.image(path))
-            && !now.is_like(image)
-            && !written.iter().any(|written| now.is_like(written))
-        {
+        if is_edited(files, path, image, written) {
             self.kept.insert(path.to_owned());
             return;
         }
@@ -395,6 +435,12 @@ impl Way<'_, '_> {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Whether there is something at a path that is neither what was there nor what harden wrote.
+fn is_edited(files: &Files, path: &Path, image: &Image, written: Option<&Vec<Image>>) -> bool {
+    let (Some(written), Ok(now)) = (written, files.image(path)) else { return false };
+    !now.is_like(image) && !written.iter().any(|written| now.is_like(written))
 }
 
 /// Puts one path back. A folder that was absent goes only when it is empty again.

@@ -6,6 +6,7 @@ use super::decision::{self, Decision, Verdict};
 use super::journal::Record;
 use super::run::Run;
 use super::{bridge, guard, steps};
+use crate::plan::held;
 use crate::plan::{Op, Role, serves};
 use crate::spec::Confirm;
 use crate::sys::fault::point;
@@ -122,6 +123,7 @@ fn logins_of(run: &Run) -> Asked {
         operator,
         admins: terms.as_ref().map(|terms| terms.admins.clone()).unwrap_or_default(),
         from: terms.as_ref().and_then(|terms| terms.from),
+        moves: run.expect.endpoints != held(&run.before),
         folder: bridge::folder(&run.id),
         candidate: terms.as_ref().map(|terms| terms.candidate.clone()).unwrap_or_default(),
         options: terms.map(|terms| terms.options).unwrap_or_default(),

@@ -152,7 +152,7 @@ pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
     let decision = decision::read(machine.files(), id)?;
     let forward = cause_of(run.records()).is_none()
         && decision.is_some_and(|decision| decision.verdict == Verdict::Commit);
-    let put = if forward { forward_files(&mut run) } else { backward_files(&run) };
+    let put = if forward { forward_files(&mut run) } else { rollback::files(&run) };
     put?;
     point(format_args!("recovery.files"))?;
     let mut done = machine.reload();
@@ -191,23 +191,17 @@ fn forward_files(run: &mut Run) -> Result<(), SysError> {
     Ok(())
 }
 
-fn backward_files(run: &Run) -> Result<(), SysError> {
-    for (number, (path, image)) in rollback::paths(run.records()).into_iter().enumerate() {
-        point(format_args!("recovery.path-{}", number + 1))?;
-        rollback::put_back(run.machine.files(), &path, &image)?;
-    }
-    Ok(())
-}
-
-/// Which units the state has, and whether they run.
+/// Which units the state has, and whether they run. On the way back nothing is said of a unit that harden
+/// has not touched and that is not enabled: another one may start it.
 fn running_units(run: &Run, forward: bool) -> Vec<(String, bool)> {
     if forward {
         let expected = run.expect.units.iter();
         return expected.map(|unit| (unit.name.clone(), unit.active.unwrap_or(false))).collect();
     }
+    let touched = rollback::enabled_or_disabled(run.records());
     [&run.before.socket, &run.before.service]
         .into_iter()
-        .filter(|unit| unit.exists())
+        .filter(|unit| unit.exists() && touched.contains(&unit.name))
         .map(|unit| (unit.name.clone(), unit.is_enabled()))
         .collect()
 }

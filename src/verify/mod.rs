@@ -3,7 +3,7 @@
 pub mod logins;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::concern::sshd_config;
@@ -127,9 +127,15 @@ pub fn answers(
     let mut notes = Vec::new();
     let known_hosts = &known_hosts;
     let knock = |at: SocketAddr| move || key_exchange(at.ip(), at.port(), known_hosts);
+    // Where no interface has an IPv6 address nobody can speak to `::`, and sshd binds it all the same.
+    let no_ipv6 = !observed.addresses.is_empty() && observed.addresses.iter().all(IpAddr::is_ipv4);
+    let (silent, spoken): (Vec<&SocketAddr>, Vec<&SocketAddr>) =
+        expect.endpoints.iter().partition(|at| no_ipv6 && at.ip() == Ipv6Addr::UNSPECIFIED);
+    notes.extend(silent.into_iter().map(|at| {
+        format!("nobody can speak to {at}: no interface has an IPv6 address (disable_ipv6)")
+    }));
     let answers: Vec<_> = std::thread::scope(|scope| {
-        let knocking: Vec<_> =
-            expect.endpoints.iter().map(|at| (at, scope.spawn(knock(*at)))).collect();
+        let knocking: Vec<_> = spoken.iter().map(|at| (at, scope.spawn(knock(**at)))).collect();
         knocking.into_iter().map(|(at, knock)| (at, knock.join())).collect()
     });
     for (endpoint, answer) in answers {

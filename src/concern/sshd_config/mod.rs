@@ -10,10 +10,12 @@ pub(crate) use in_effect::{Wanted, lost, refuse_lost};
 use super::listening::Listening;
 use crate::error::Refusal;
 use crate::observe::{Observed, Verdict};
-use crate::plan::{FileChange, Part};
+use crate::plan::{FileChange, Part, held};
 use crate::spec::{MatchBlock, Spec};
+use crate::sshd::criteria::Criterion;
+use crate::sshd::effective::ports;
 use crate::sshd::keywords::{Follows, follows, same};
-use crate::sshd::reading::{Effect, Place, Problem, Reading};
+use crate::sshd::reading::{Block, Effect, Place, Problem, Reading};
 use crate::sshd::release::Release;
 use crate::sshd::syntax::{Directive, parse_line};
 use crate::sshd::tree::pattern_reads;
@@ -92,6 +94,7 @@ pub(crate) fn rewrite(
     files.sort_by_key(|file| !is_own(&file.path));
     let mut warnings = dropped_warnings(&observed.config, &keywords);
     warnings.extend(dropped_blocks(&observed.config, &spec.ssh.matches));
+    warnings.extend(left_behind(&candidate, observed, listening));
     Ok(Rewritten { part: Part { files, warnings }, candidate })
 }
 
@@ -138,6 +141,30 @@ fn dropped_blocks(tree: &ConfigTree, blocks: &[MatchBlock]) -> Vec<String> {
         .filter(|criteria| !blocks.iter().any(|block| block.criteria == *criteria))
         .map(|criteria| format!("the spec no longer has a block for `Match {criteria}`"))
         .collect()
+}
+
+/// Match blocks for a port on which sshd listens no more: what they say of it applies to nobody.
+fn left_behind(candidate: &ConfigTree, observed: &Observed, listening: &Listening) -> Vec<String> {
+    let Ok(reading) = Reading::new(candidate, observed.release.clone()) else { return Vec::new() };
+    let Ok(blocks) = reading.blocks() else { return Vec::new() };
+    let (were, are) = (ports(&held(observed)), ports(&listening.endpoints));
+    let is_left = |port: &u16| were.contains(port) && !are.contains(port);
+    let mut seen = BTreeSet::new();
+    let of = |block: Block| {
+        let port = block.criteria.iter().find_map(|criterion| match criterion {
+            Criterion::LocalPort(port) => Some(port).filter(|port| is_left(port)),
+            _ => None,
+        })?;
+        seen.insert(block.id).then(|| {
+            format!(
+                "`Match {}` ({}:{}) applies to nobody any more: sshd would not listen on port {port}",
+                block.directive.rest.trim(),
+                block.path.display(),
+                block.number
+            )
+        })
+    };
+    blocks.lines().filter_map(|place| place.block).filter_map(of).collect()
 }
 
 /// Values that an earlier spec set and this one does not: sshd's own come back.

@@ -6,6 +6,7 @@ use crate::concern::listening::Listening;
 use crate::error::Refusal;
 use crate::observe::{Listener, Observed, Owner};
 use crate::sys::process::Process;
+use crate::sys::units::Unit;
 
 /// What systemd has not read yet would start something else than what was looked at.
 pub(crate) fn refuse_unread(observed: &Observed) -> Result<(), Refusal> {
@@ -24,6 +25,25 @@ pub(crate) fn refuse_unread(observed: &Observed) -> Result<(), Refusal> {
 }
 
 pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
+    let (service, socket) = (&observed.service, &observed.socket);
+    let runs_masked = |unit: &&Unit| unit.is_masked() && unit.is_active();
+    if let Some(unit) = [service, socket].into_iter().find(runs_masked) {
+        return Err(Refusal::new(
+            "runs-masked",
+            format!(
+                "{0} runs though it is masked: once stopped, nothing could start it",
+                unit.name
+            ),
+            format!("systemctl unmask {0}, or stop it, and plan again", unit.name),
+        ));
+    }
+    if let Some(unit) = [service, socket].into_iter().find(|unit| unit.file == "masked-runtime") {
+        return Err(Refusal::new(
+            "masked-runtime",
+            format!("{} is masked until the next boot", unit.name),
+            format!("systemctl unmask --runtime {}, and plan again", unit.name),
+        ));
+    }
     if observed.not_to_be_run {
         return Err(Refusal::new(
             "not-to-be-run",

@@ -91,6 +91,8 @@ pub struct Asked {
     pub admins: Vec<String>,
     /// Where they come from.
     pub from: Option<IpAddr>,
+    /// Whether sshd will listen elsewhere than now.
+    pub moves: bool,
     /// A folder of the transaction's own, below /run.
     pub folder: PathBuf,
 }
@@ -120,9 +122,7 @@ fn try_all(files: &Files, asked: &Asked) -> Answer {
     let new = Door { files, asked, name: "new", tree: &asked.candidate, options: &asked.options };
     let options = asked.before.command_line.settings();
     let old = Door { files, asked, name: "old", tree: &asked.before.config, options: &options };
-    if let Some(pattern) = by_address(&asked.before.config, &asked.candidate, &asked.before.release)
-    {
-        let why = format!("whom `{pattern}` means depends on where they come from");
+    if let Some(why) = by_address(asked) {
         return Ok((vec![unproven(&why)], Vec::new()));
     }
     let admins = admins(files, asked)?;
@@ -155,32 +155,49 @@ fn unproven(why: &str) -> Fault {
     format!("harden cannot try who still gets in: {why}. Confirm it yourself: --confirm operator")
 }
 
-/// What tells people apart by where they come from, and was not there before: the probe comes from nowhere.
-fn by_address(before: &ConfigTree, after: &ConfigTree, release: &Release) -> Option<String> {
-    let known = by_addresses(before, release);
-    by_addresses(after, release).into_iter().find(|found| !known.contains(found))
+/// Why a probe, which comes from nowhere and arrives nowhere, says nothing: what tells people apart by where
+/// they come from was not there before; or what does so by where they arrive was, and that changes.
+fn by_address(asked: &Asked) -> Option<String> {
+    let Asked { before, candidate, moves, .. } = asked;
+    let at = |tree: &ConfigTree| {
+        let mut all = with_address(tree, &before.release);
+        all.extend(deciding(tree, &before.release, Criterion::asks_for_address));
+        all
+    };
+    let known = at(&before.config);
+    let new = at(candidate).into_iter().find(|found| !known.contains(found));
+    let from = new.map(|found| format!("whom `{found}` means depends on where they come from"));
+    from.or_else(|| {
+        let arrivals = deciding(candidate, &before.release, Criterion::asks_for_arrival);
+        let found = arrivals.into_iter().next().filter(|_| *moves)?;
+        Some(format!("whom `{found}` means depends on where they arrive, and that changes"))
+    })
 }
 
-/// Patterns of users with an address, and lines that decide who gets in and stand in a Match block that asks
-/// for an address.
-fn by_addresses(tree: &ConfigTree, release: &Release) -> Vec<String> {
+/// Patterns of users with an address.
+fn with_address(tree: &ConfigTree, release: &Release) -> Vec<String> {
     // sshd has accepted it.
     let Ok(reading) = Reading::new(tree, release.clone()) else { return Vec::new() };
     let lists = ["AllowUsers", "DenyUsers"].map(|list| reading.everywhere(list));
     let patterns = lists.into_iter().flatten().flat_map(|line| &line.args);
-    let mut found: Vec<String> = patterns.filter(|arg| arg.contains('@')).cloned().collect();
-    let Ok(blocks) = reading.blocks() else { return found };
+    patterns.filter(|arg| arg.contains('@')).cloned().collect()
+}
+
+/// Lines that decide who gets in and stand in a Match block with such a criterion.
+fn deciding(tree: &ConfigTree, release: &Release, is_it: fn(&Criterion) -> bool) -> Vec<String> {
+    let Ok(reading) = Reading::new(tree, release.clone()) else { return Vec::new() };
+    let Ok(blocks) = reading.blocks() else { return Vec::new() };
     let asks = |place: &&Place| {
         let criteria = place.block.map(|block| block.criteria).unwrap_or_default();
-        criteria.iter().any(Criterion::asks_for_address)
+        criteria.iter().any(is_it)
     };
     let decides = |place: &&Place| !HARMLESS.iter().any(|harmless| place.directive.is(harmless));
-    found.extend(blocks.lines().filter(asks).filter(decides).map(|place| {
+    let lines = blocks.lines().filter(asks).filter(decides).map(|place| {
         let block = place.block.map(|block| block.directive.rest.clone()).unwrap_or_default();
         let Directive { keyword, args, .. } = place.directive;
         format!("Match {}: {keyword} {}", block.trim(), args.join(" "))
-    }));
-    found
+    });
+    lines.collect()
 }
 
 /// Why nothing is known of those who matter: nobody, or not the one who runs harden, gets in over a pipe

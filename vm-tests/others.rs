@@ -1,0 +1,207 @@
+//! What is not sshd's or harden's, and what a host has that others have not: forwarded ports, an sshd of
+//! somebody's own, units that others start, mounts.
+
+use std::process::{Child, Command, Stdio};
+
+use crate::machine::{Machine, Suite, run};
+use crate::on_debian;
+use crate::operator::socket_system;
+use crate::state::{Want, assert_closed, assert_over, assert_state, unchanged};
+
+on_debian!(forwarded_ports_are_no_sshd, who_edits_before_recovery_keeps_it);
+
+const MOVE: &str = "version: 1\nssh: {port: 2222, socket: disabled}\n";
+const SAME_PORT: &str = "version: 1\nssh: {socket: keep, settings: {MaxAuthTries: 4}}\n";
+
+/// A session through which a port of the host's leads elsewhere.
+struct Forwarding(Child);
+
+impl Forwarding {
+    fn through(machine: &Machine, port: u16, listens: u16) -> Self {
+        let mut args = machine.ssh_args("10.77.0.2", port, "root");
+        let host = args.pop().unwrap();
+        let forward = format!("{listens}:127.0.0.1:9");
+        args.extend(["-R".to_owned(), forward, host, "sleep 120".to_owned()]);
+        let child = Command::new("ip").args(args).stdin(Stdio::null()).spawn().unwrap();
+        machine.wait_for("forwarding", &format!("ss -Hltn | grep -q '127.0.0.1:{listens} '"));
+        Self(child)
+    }
+
+    fn lives(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+mod cases {
+    use super::*;
+
+    /// A session listens for its user (`ssh -R`, X11): it is nobody's sshd, and lives on.
+    pub(super) fn forwarded_ports_are_no_sshd(suite: Suite) {
+        // Without PAM sessions are in the control group of ssh.service.
+        for pam in ["yes", "no"] {
+            let mut machine = Machine::boot(suite, |_| {});
+            machine.sh(&format!(
+                "sed -i '/^UsePAM/d' /etc/ssh/sshd_config; sed -i '1i UsePAM {pam}' \
+                 /etc/ssh/sshd_config; systemctl restart ssh.service"
+            ));
+            let mut before = Forwarding::through(&machine, 22, 9000);
+            machine.exec("harden doctor").code(0);
+            machine.spec(SAME_PORT);
+            machine.apply_in_background("4s");
+            let mut during = Forwarding::through(&machine, 22, 9001);
+            assert_eq!(machine.background_end(), 4, "{}", machine.root().read("/root/apply.log"));
+            assert_closed(&machine);
+            assert!(before.lives() && during.lives());
+            machine.spec(MOVE);
+            machine.apply_in_background("60s");
+            let mut through = Forwarding::through(&machine, 2222, 9002);
+            machine.ssh(2222, &machine.confirm_command()).code(0);
+            assert_eq!(machine.background_end(), 0, "{}", machine.root().read("/root/apply.log"));
+            machine.exec("harden verify spec.yaml").code(0);
+            assert!(before.lives() && during.lives() && through.lives(), "UsePAM {pam}");
+            drop((before, during, through));
+            assert_over(&mut machine, &Want::service(2222));
+        }
+    }
+
+    /// What somebody has changed by hand since is theirs, also for what runs at boot.
+    pub(super) fn who_edits_before_recovery_keeps_it(suite: Suite) {
+        let mut machine = Machine::boot(suite, |root| {
+            root.append("/etc/ssh/sshd_config", "Port 22\n");
+            root.write(
+                "/etc/systemd/system/ssh.service.d/at-times.conf",
+                "[Service]\nExecStartPre=/usr/bin/test ! -e /root/not-now\n",
+            );
+        });
+        machine.spec(MOVE);
+        // It becomes permanent, cannot, and cannot go back.
+        machine.apply_in_background("60s");
+        machine.root().write("/root/not-now", "");
+        machine.ssh(2222, &machine.confirm_command());
+        assert_eq!(machine.background_end(), 5, "{}", machine.root().read("/root/apply.log"));
+        machine.root().append("/etc/ssh/sshd_config", "DenyUsers nobody\n");
+        machine.root().remove("/root/not-now");
+        machine.reboot();
+        machine.wait_for_the_end();
+        assert_closed(&machine);
+        let text = machine.root().read("/etc/ssh/sshd_config");
+        assert!(text.contains("\nDenyUsers nobody\n"), "{text}");
+        assert_eq!(machine.ssh(22, "echo in").stdout, "in\n");
+    }
+}
+
+/// An sshd that somebody starts during the trial is theirs: it is told, and what is back is closed.
+#[test]
+fn an_sshd_that_somebody_starts_is_theirs() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write(
+            "/etc/systemd/system/spare.service",
+            "[Service]\nExecStart=/usr/sbin/sshd -D -p 2200 -o PidFile=none\n",
+        );
+    });
+    for spec in [MOVE, SAME_PORT] {
+        machine.spec(spec);
+        machine.apply_in_background("4s");
+        machine.sh("systemctl start spare.service");
+        assert_eq!(machine.background_end(), 4);
+        let said = machine.root().read("/root/apply.log");
+        assert!(said.contains("listens for SSH on") && said.contains("2200"), "{said}");
+        assert_closed(&machine);
+        assert_eq!(machine.ssh(2200, "echo in").stdout, "in\n");
+        machine.sh("systemctl stop spare.service");
+        assert_state(&machine, &Want::service(22));
+    }
+}
+
+/// /usr/local is mounted when systemd has read its units already.
+#[test]
+fn a_late_mount_hides_no_recovery() {
+    for suite in [Suite::Bookworm, Suite::Trixie] {
+        let mut machine = socket_system(suite);
+        machine.sh("cp -a /usr/local/. /srv/ul/ 2>/dev/null || { mkdir /srv/ul; cp -a /usr/local/. /srv/ul/; }; \
+                    echo '/srv/ul /usr/local none bind 0 0' >> /etc/fstab");
+        machine.reboot();
+        machine.sh("findmnt /usr/local");
+        for step in ["ssh.socket: disabled", "unset"] {
+            machine.start_apply("--confirm probe");
+            let at = if step == "unset" {
+                "! systemctl is-active -q ssh.socket"
+            } else {
+                "! systemctl is-enabled -q ssh.socket"
+            };
+            machine.wait_for("step", at);
+            machine.cut_power_and_wait(60);
+            machine.wait_for_the_end();
+            assert_closed(&machine);
+            assert_state(&machine, &Want::service(2222));
+            machine.exec("harden rollback -y").code(0);
+            assert_state(&machine, &Want::socket(22));
+        }
+        assert_eq!(machine.exec("ls /usr/lib/systemd/system | grep harden").stdout, "");
+    }
+}
+
+/// A unit that is not enabled may be started by another one, or by hand.
+#[test]
+fn a_unit_that_another_one_starts_comes_back() {
+    let mut machine = Machine::boot(Suite::Trixie, |root| {
+        root.write(
+            "/etc/systemd/system/mine.service",
+            "[Unit]\nWants=ssh.service\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
+             ExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n",
+        );
+    });
+    machine.sh("systemctl enable mine.service; systemctl disable ssh.service");
+    machine.reboot();
+    machine.spec(MOVE);
+    for enabled in [true, false] {
+        if !enabled {
+            machine.sh("systemctl disable mine.service; systemctl start ssh.service");
+        }
+        machine.apply_in_background("60s");
+        machine.cut_power_and_wait(60);
+        machine.wait_for_the_end();
+        assert_closed(&machine);
+        assert_eq!(machine.ssh(22, "echo in").stdout, "in\n", "enabled: {enabled}");
+        assert_eq!(machine.sh("systemctl is-active ssh.service").trim(), "active");
+        assert_eq!(machine.exec("systemctl is-enabled ssh.service").stdout, "disabled\n");
+    }
+}
+
+/// Once stopped, nothing could start it.
+#[test]
+fn a_masked_unit_that_runs_is_left_alone() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec(SAME_PORT);
+    for (mask, unmask) in [("mask", "unmask"), ("mask --runtime", "unmask --runtime")] {
+        machine.sh(&format!("systemctl {mask} ssh.service"));
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        assert!(
+            refused.stderr.contains(&format!("systemctl {unmask} ssh.service"))
+                || refused.stderr.contains("systemctl unmask ssh.service"),
+            "{refused:?}"
+        );
+        machine.sh(&format!("systemctl {unmask} ssh.service"));
+    }
+    machine.apply().code(0);
+}
+
+/// sshd binds `::` there, and nobody can speak to it.
+#[test]
+fn ipv6_may_be_switched_off() {
+    let machine = socket_system(Suite::Trixie);
+    let net = machine.server_net();
+    let sysctl = ["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"];
+    run("ip", &[&["netns", "exec", &net], &sysctl[..]].concat());
+    machine.spec(MOVE);
+    machine.apply().code(0);
+    machine.exec("harden verify spec.yaml").code(0);
+    assert_eq!(machine.ssh(2222, "echo in").stdout, "in\n");
+}
