@@ -82,7 +82,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ),
     (
         "{PubkeyAcceptedAlgorithms: rsa-sha2-512}",
-        &["does not take deploy's ssh-ed25519 key", "ssh-keygen -t ed25519"],
+        &["does not take deploy's ssh-ed25519 key", "give deploy a key first that it takes"],
     ),
     ("{ForceCommand: internal-sftp}", &["ForceCommand internal-sftp takes the place of a shell"]),
 ];
@@ -311,6 +311,86 @@ fn the_key_of_this_session_stays() {
         said.contains("the key with which root opened this session would not be taken"),
         "{said}"
     );
-    machine.sh("cat .ssh/authorized_keys >> /etc/ssh/keys/root");
+    // A line that ties it, a word that sshd does not know, a folder that is closed: none is a key.
+    for line in ["restrict,command=\"x\"", "no-pyt"] {
+        machine.sh(&format!("cp other.pub /etc/ssh/keys/root; sed 's/^/{line} /; p; s/^[^ ]* //' .ssh/authorized_keys >> /etc/ssh/keys/root"));
+        if line == "no-pyt" {
+            machine.sh("sed -i '$d' /etc/ssh/keys/root");
+        }
+        let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+        assert!(unwrapped(&refused).contains("opened this session"), "{line}: {refused:?}");
+    }
+    machine.sh("cp other.pub /etc/ssh/keys/root; cat .ssh/authorized_keys >> /etc/ssh/keys/root");
     machine.ssh(22, "harden apply -y spec.yaml").code(0);
+    // A revoked key is none, and a list that is not there revokes all.
+    spec(&machine, "{RevokedKeys: /etc/ssh/revoked, AuthorizedKeysFile: /etc/ssh/keys/%u}", "");
+    let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+    assert!(
+        unwrapped(&refused).contains("RevokedKeys /etc/ssh/revoked cannot be read"),
+        "{refused:?}"
+    );
+    for list in [
+        "cp .ssh/authorized_keys /etc/ssh/revoked",
+        "ssh-keygen -q -k -f /etc/ssh/revoked .ssh/authorized_keys",
+    ] {
+        machine.sh(list);
+        let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+        assert!(unwrapped(&refused).contains("opened this session"), "{list}: {refused:?}");
+    }
+    machine.sh("cp other.pub /etc/ssh/revoked");
+    machine.ssh(22, "harden plan spec.yaml").code(0);
+    // Where sshd logs nothing, any of them may be it.
+    machine.sh("cp .ssh/authorized_keys /etc/ssh/revoked; sed -i '1i LogLevel ERROR' /etc/ssh/sshd_config; systemctl restart ssh.service");
+    let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+    assert!(unwrapped(&refused).contains("may have opened this session"), "{refused:?}");
+}
+
+/// What else keeps an administrator out, told before anything is changed.
+#[test]
+fn accounts_folders_and_sessions_count() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    let admins = "safety: {admins: [deploy]}\n";
+    machine.sh("mkdir -m 700 /etc/ssh/keys; cp .ssh/authorized_keys /etc/ssh/keys/deploy; chmod 644 /etc/ssh/keys/deploy");
+    for (settings, why) in [
+        ("{MaxSessions: 0}", "MaxSessions 0 opens no session"),
+        ("{ChrootDirectory: /var/empty}", "ChrootDirectory /var/empty leaves nothing"),
+        ("{AuthorizedKeysFile: /etc/ssh/keys/%u}", "deploy cannot read /etc/ssh/keys/deploy"),
+        ("{AllowGroups: [nosuch]}", "create the group, with deploy in it"),
+        ("{PubkeyAcceptedAlgorithms: -ssh-ed25519}", "give deploy a key first that it takes"),
+    ] {
+        spec(&machine, settings, admins);
+        is_refused(&machine, &["deploy could not log in any more", why]);
+    }
+    spec(&machine, "{MaxAuthTries: 3}", admins);
+    machine.sh("chage -E 1 deploy");
+    is_refused(&machine, &["deploy's account has expired", "chage -E -1 deploy"]);
+    machine.sh("chage -E -1 deploy");
+    // Debian's sshd takes what the user's own group can write.
+    machine.sh(
+        "chmod 775 /home/deploy /home/deploy/.ssh; chmod 664 /home/deploy/.ssh/authorized_keys",
+    );
+    machine.exec("harden plan spec.yaml").code(0);
+    machine.sh("gpasswd -a nobody deploy");
+    is_refused(&machine, &["StrictModes: others can write"]);
+}
+
+/// For a key that only hardware has another one stands in: a session is opened all the same.
+#[test]
+fn hardware_keys_open_sessions_too() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        let key = "AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gAAAABHNzaDo=";
+        for home in ["/root", "/home/deploy"] {
+            let line = format!("sk-ssh-ed25519@openssh.com {key} sk\n");
+            root.write(&format!("{home}/.ssh/authorized_keys"), &line);
+        }
+    });
+    machine
+        .sh("sed -i 's/^UsePAM.*/UsePAM no/' /etc/ssh/sshd_config; systemctl restart ssh.service");
+    spec(&machine, "{PubkeyAcceptedAlgorithms: \"sk-*\"}", "");
+    let done = machine.exec("harden apply -y --confirm probe spec.yaml").code(0);
+    assert!(unwrapped(&done).contains("root can log in with a key"), "{done:?}");
+    machine.sh("sed -i '1i session required pam_deny.so' /etc/pam.d/sshd");
+    spec(&machine, "{UsePAM: yes}", "");
+    let back = unchanged(&machine, || machine.exec("harden apply -y --confirm probe spec.yaml"));
+    assert_eq!(back.code, 4, "{back:?}");
 }

@@ -12,7 +12,7 @@ use harden::spec;
 use harden::sshd::reading::Reading;
 use harden::sys::process::Session;
 use harden::sys::systemd::Systemd;
-use harden::sys::{self, Files};
+use harden::sys::{self, Files, users};
 use harden::transaction::follow::{self, Watcher, follow};
 use harden::transaction::journal::{self, Terms};
 use harden::transaction::machine::{Machine, RealMachine};
@@ -229,8 +229,8 @@ pub(super) fn terms(
         options: plan.options.clone(),
         confirm: asked.or(safety.confirm).unwrap_or(fitting),
         limit: limit.as_secs(),
-        login: login(observed, plan, &operator()),
-        operator: Some(operator()),
+        login: login(observed, plan, &users::operator()),
+        operator: Some(users::operator()),
         from: session.map(|session| session.client.ip()),
         at: session.map(|session| session.server.ip()),
         changes: plan.changes.clone(),
@@ -239,11 +239,6 @@ pub(super) fn terms(
         admins: safety.admins.clone(),
         forced: Vec::new(),
     }
-}
-
-/// Who runs harden, behind sudo(8) too.
-fn operator() -> String {
-    std::env::var("SUDO_USER").unwrap_or_else(|_| "root".to_owned())
 }
 
 /// The command that opens a new session through the trial and confirms there, as the person at this

@@ -38,11 +38,19 @@ pub(crate) fn rewrite(
     keywords.extend(spec.ssh.settings.iter().map(|setting| setting.keyword.clone()));
     refuse_fixed(observed, &keywords)?;
 
-    let kept = options::without(&line.words, &keywords);
+    let removed: Vec<String> = options::parse(&line.words)
+        .into_iter()
+        .filter(|option| option.sets_any(&keywords))
+        .map(|option| option.words.join(" "))
+        .collect();
+    let kept = match removed.as_slice() {
+        [] => line.words.clone(),
+        _ => options::without(&line.words, &keywords),
+    };
     let mut after = line.clone();
     after.words.clone_from(&kept);
     let words = after.settings();
-    if kept == line.words {
+    if removed.is_empty() {
         return Ok(Rewritten { words, ..Rewritten::default() });
     }
     let Some(file) = &line.file else { return Ok(Rewritten { words, ..Rewritten::default() }) };
@@ -53,11 +61,6 @@ pub(crate) fn rewrite(
         .iter()
         .enumerate()
         .map(|(index, line)| if Some(index) == at { assignment.as_str() } else { line })
-        .collect();
-    let removed: Vec<String> = options::parse(&line.words)
-        .into_iter()
-        .filter(|option| option.sets_any(&keywords))
-        .map(|option| option.words.join(" "))
         .collect();
     let change = FileChange {
         path: file.real.clone(),

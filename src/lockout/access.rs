@@ -4,7 +4,7 @@ use super::keys::Keys;
 use super::{Admin, pam};
 use crate::sshd::Effective;
 use crate::sshd::criteria::{comes_from, fits};
-use crate::sys::users::Password;
+use crate::sys::users::{self, Password};
 
 /// What keeps somebody out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,9 @@ fn account(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
             format!("usermod -p '*' {name}, or leave UsePAM on"),
         );
     }
+    if user.has_expired() {
+        return because(format!("{name}'s account has expired"), format!("chage -E -1 {name}"));
+    }
     let shell = user.shell.display().to_string();
     let refuses = ["nologin", "false"].iter().any(|end| shell.ends_with(end));
     let missing = !shell.is_empty() && !user.shell.exists();
@@ -93,10 +96,13 @@ fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
     }
     let allowed = list("allowgroups");
     if !allowed.is_empty() && !allowed.iter().any(|pattern| in_group(&pattern)) {
-        let group = allowed.first().cloned().unwrap_or_default();
+        let group = allowed.iter().find(|group| users::has_group(group));
         return because(
             format!("in no group of AllowGroups ({})", allowed.join(" ")),
-            format!("usermod -aG {group} {name}"),
+            match group {
+                Some(group) => format!("usermod -aG {group} {name}"),
+                None => format!("create the group, with {name} in it, or correct AllowGroups"),
+            },
         );
     }
     None
@@ -151,6 +157,11 @@ fn credentials(admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obst
     found
 }
 
+/// Whether a user has a key that is taken, or may have one that cannot be seen from here.
+pub(super) fn has_key(admin: &Admin, effective: &Effective, keys: &Keys) -> bool {
+    lacks("publickey", admin, effective, keys).is_none()
+}
+
 /// Why a user cannot use a method.
 fn lacks(method: &str, admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obstacle> {
     let name = &admin.user.name;
@@ -189,10 +200,21 @@ fn lacks(method: &str, admin: &Admin, effective: &Effective, keys: &Keys) -> Opt
     }
 }
 
-/// A command in place of a shell.
+/// A command in place of a shell, or no session at all.
 fn command(effective: &Effective) -> Option<Obstacle> {
+    if is(effective, "maxsessions", "0") {
+        return because("MaxSessions 0 opens no session", "set MaxSessions to 1 or more");
+    }
+    let is_set = |value: &str| !matches!(value.to_ascii_lowercase().as_str(), "" | "none");
+    let folder = value(effective, "chrootdirectory");
+    if is_set(folder) {
+        return because(
+            format!("ChrootDirectory {folder} leaves nothing of the host in reach"),
+            "remove the ChrootDirectory, or leave them out of it",
+        );
+    }
     let command = value(effective, "forcecommand");
-    if matches!(command.to_ascii_lowercase().as_str(), "" | "none") {
+    if !is_set(command) {
         return None;
     }
     because(

@@ -1,6 +1,5 @@
 //! The keys that users have on this host, and whether a configuration takes them.
 
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +8,7 @@ use crate::sshd::Effective;
 use crate::sshd::authorized_keys::{self, FreeKey};
 use crate::sshd::criteria::{comes_from, pattern_list};
 use crate::sys::process::Session;
-use crate::sys::users::User;
+use crate::sys::users::{self, User};
 use crate::sys::{Command, Files};
 
 /// Looks at keys.
@@ -17,8 +16,6 @@ pub(super) struct Keys<'a> {
     pub(super) files: &'a Files,
     /// For copies of single keys.
     pub(super) folder: &'a Path,
-    /// Where they come from of whom nothing else is known: as the session in which harden runs.
-    pub(super) from: Option<IpAddr>,
 }
 
 /// A public key of a user's.
@@ -66,13 +63,14 @@ impl Keys<'_> {
 
     /// The keys that can be parsed, in the files that a configuration names.
     fn of(&self, user: &User, effective: &Effective) -> Vec<Key> {
-        let mut keys = Vec::new();
-        for file in places(user, effective) {
-            let Ok(Some(text)) = self.files.read(&file) else { continue };
-            let lines = authorized_keys::free_keys(&text).into_iter();
-            keys.extend(lines.filter_map(|line| self.key(line, &file)));
-        }
-        keys
+        let read = |file: PathBuf| Some((self.files.read(&file).ok()??, file));
+        let texts: Vec<_> = places(user, effective).into_iter().filter_map(read).collect();
+        let keys = authorized_keys::free_keys(texts.iter().map(|(text, _)| text.as_slice()));
+        let of = |(lines, (_, file)): (Vec<FreeKey>, &(Vec<u8>, PathBuf))| {
+            let keys = lines.into_iter().filter_map(|line| self.key(line, file));
+            keys.collect::<Vec<_>>()
+        };
+        keys.into_iter().zip(&texts).flat_map(of).collect()
     }
 
     /// A key as ssh-keygen(1) reads it; `None` where it does not.
@@ -107,13 +105,16 @@ impl Keys<'_> {
             let fix = format!("chown {name} {path}, or chmod go+r {path}");
             return Some((format!("{name} cannot read {path}, and sshd reads it as {name}"), fix));
         }
+        if let Some(objection) = self.revoked(key, name, effective) {
+            return Some(objection);
+        }
         if let Some(end) = expires.as_ref().filter(|end| end.is_before(&jiff::Zoned::now())) {
             let why = format!("{name}'s key in {path} has expired (expiry-time={end})");
             return Some((why, format!("put another key there, or change expiry-time in {path}")));
         }
         // A name that sshd looks up may stand for anybody.
         let by_address = effective.get("usedns").first().is_none_or(|value| value != "yes");
-        let client = admin.from.or(self.from).filter(|_| by_address);
+        let client = admin.from.filter(|_| by_address);
         if let (Some(list), Some(client)) = (from, client)
             && !comes_from(client, list)
         {
@@ -123,10 +124,13 @@ impl Keys<'_> {
             );
             return Some((why, format!("widen from= in {path}, or put another key there")));
         }
-        let another = format!("give {name} an Ed25519 key first: ssh-keygen -t ed25519");
-        if !accepted.is_empty()
-            && !signatures.iter().any(|name| pattern_list(name, &accepted) == Some(true))
-        {
+        let takes = |name: &str| accepted.is_empty() || pattern_list(name, &accepted) == Some(true);
+        let another = if takes("ssh-ed25519") {
+            format!("give {name} an Ed25519 key first: ssh-keygen -t ed25519")
+        } else {
+            format!("give {name} a key first that it takes")
+        };
+        if !signatures.iter().any(|name| takes(name)) {
             return Some((
                 format!("PubkeyAcceptedAlgorithms does not take {name}'s {algorithm} key"),
                 another,
@@ -148,29 +152,55 @@ impl Keys<'_> {
         ))
     }
 
-    /// Whether a user can read a file, by its mode.
-    fn can_read(&self, user: &User, file: &Path) -> bool {
-        let Some(meta) = self.files.metadata(file) else { return false };
-        let bit = if user.uid == 0 {
-            return true;
-        } else if meta.uid() == user.uid {
-            0o400
-        } else if user.group_ids().contains(&meta.gid()) {
-            0o040
-        } else {
-            0o004
+    /// Whether a list of revoked keys has the key; one that cannot be read revokes all of them
+    /// (sshd_config(5), RevokedKeys).
+    fn revoked(&self, key: &Key, name: &str, effective: &Effective) -> Option<(String, String)> {
+        let list = effective.get("revokedkeys").first().filter(|list| *list != "none")?;
+        let Ok(Some(text)) = self.files.read(Path::new(list)) else {
+            let why = format!("RevokedKeys {list} cannot be read, so sshd takes no key at all");
+            return Some((why, format!("create {list}, or set RevokedKeys none")));
         };
-        meta.mode() & bit != 0
+        let copy = self.folder.join("asked.pub");
+        self.files.scratch(&copy, format!("{}\n", key.line.line).as_bytes()).ok()?;
+        let keygen = Command::new(Path::new("/usr/bin/ssh-keygen"));
+        let told = keygen.args(["-Q", "-f", list]).arg(copy.display().to_string()).run().ok()?;
+        let listed = String::from_utf8_lossy(&text).contains(&key.line.line);
+        (listed || told.stdout.contains("REVOKED")).then(|| {
+            let print = &key.fingerprint;
+            let fix = format!("take the key off {list}, or give {name} another one first");
+            (format!("RevokedKeys {list} has {name}'s key {print}"), fix)
+        })
     }
 
-    /// What others can write on the way to a file, up to the home folder (misc.c, `safe_path`).
+    /// Whether a user can read a file, by its mode and those of the folders on the way.
+    fn can_read(&self, user: &User, file: &Path) -> bool {
+        let groups = user.group_ids();
+        let may = |path: &Path, bits: u32| {
+            let Some(meta) = self.files.metadata(path) else { return false };
+            let bits = if meta.uid() == user.uid {
+                bits << 6
+            } else if groups.contains(&meta.gid()) {
+                bits << 3
+            } else {
+                bits
+            };
+            meta.mode() & bits != 0
+        };
+        let real = self.files.resolve(file);
+        user.uid == 0
+            || (may(&real, 0o4) && real.ancestors().skip(1).all(|folder| may(folder, 0o1)))
+    }
+
+    /// What others can write on the way to a file, up to the home folder (misc.c, `safe_path`); as Debian
+    /// has it, a group that is the user's alone is none of others.
     fn writable(&self, file: &Path, user: &User) -> Option<PathBuf> {
         let real = self.files.resolve(file);
         let home = self.files.resolve(&user.home);
         for path in real.ancestors() {
             let meta = self.files.metadata(path)?;
             let owned = meta.uid() == 0 || meta.uid() == user.uid;
-            if !owned || meta.mode() & 0o022 != 0 {
+            let by_group = meta.mode() & 0o020 != 0 && !users::is_alone_in(user, meta.gid());
+            if !owned || meta.mode() & 0o002 != 0 || by_group {
                 return Some(path.to_owned());
             }
             if path == home {
@@ -185,17 +215,29 @@ fn places(user: &User, effective: &Effective) -> Vec<PathBuf> {
     authorized_keys::files(effective, &user.name, user.uid, &user.home)
 }
 
-/// Whose key opened the session in which harden runs, and its fingerprint: sshd has logged that
-/// (`Accepted publickey for ada from 192.0.2.1 port 4242 ssh2: ED25519 SHA256:…`).
-pub(super) fn session_key() -> Option<(String, String)> {
-    let session = Session::present()?;
+/// How a session was opened.
+pub(super) enum Opened {
+    /// With a key: whose, and its fingerprint.
+    ByKey(String, String),
+    /// With something else.
+    Otherwise,
+    /// sshd has not logged it (`LogLevel`).
+    Unknown,
+}
+
+/// How the session in which harden runs was opened: sshd has logged that (`Accepted publickey for ada from
+/// 192.0.2.1 port 4242 ssh2: ED25519 SHA256:…`).
+pub(super) fn opened(session: &Session) -> Opened {
     let from = format!(" from {} port {} ", session.client.ip(), session.client.port());
     let journal = Command::new(Path::new("/usr/bin/journalctl"));
-    let said =
-        journal.args(["-q", "-b", "-o", "cat", "-t", "sshd", "-t", "sshd-session"]).run().ok()?;
-    let is_it = |line: &&str| line.starts_with("Accepted publickey for ") && line.contains(&from);
-    let line = said.stdout.lines().rfind(is_it)?;
-    let name = line.split(' ').nth(3)?;
-    let fingerprint = line.split(' ').find(|word| word.starts_with("SHA256:"))?;
-    Some((name.to_owned(), fingerprint.to_owned()))
+    let journal = journal.args(["-q", "-b", "-o", "cat", "-t", "sshd", "-t", "sshd-session"]);
+    let said = journal.run().map(|said| said.stdout).unwrap_or_default();
+    let is_it = |line: &&str| line.starts_with("Accepted ") && line.contains(&from);
+    let Some(line) = said.lines().rfind(is_it) else { return Opened::Unknown };
+    let name = line.strip_prefix("Accepted publickey for ").and_then(|rest| rest.split(' ').next());
+    let fingerprint = line.split(' ').find(|word| word.starts_with("SHA256:"));
+    match (name, fingerprint) {
+        (Some(name), Some(fingerprint)) => Opened::ByKey(name.to_owned(), fingerprint.to_owned()),
+        _ => Opened::Otherwise,
+    }
 }

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use access::{Obstacle, obstacle};
-use keys::{Keys, session_key};
+use keys::{Key, Keys, Opened, opened};
 
 use crate::error::{Error, Refusal};
 use crate::observe::{Listener, Observed, Verdict, ask_sshd};
@@ -151,8 +151,7 @@ pub fn risks(
     let now = View { main: None, options: &options, way };
     let way = way.then(&plan.expect.endpoints);
     let then = View { main: Some(&main), options: &plan.options, way };
-    let from = Session::present().map(|session| session.client.ip());
-    let keys = Keys { files, folder: scratch.folder(), from };
+    let keys = Keys { files, folder: scratch.folder() };
 
     let mut risks: Vec<Risk> = unknown(listed).collect();
     let admins = admins(listed);
@@ -249,39 +248,59 @@ fn admins(listed: &[String]) -> Vec<Admin> {
     admins
 }
 
-/// The key with which this very session was opened.
+/// The key with which this very session was opened; where sshd has not logged that, any of those it may be.
 fn session(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
-    let (name, fingerprint) = session_key()?;
-    let known = admins.iter().find(|admin| admin.user.name == name).cloned();
-    let admin =
-        known.or_else(|| Some(Admin { user: users::named(&name)?, from: None, listed: false }))?;
-    let takes = |view: &View| {
-        let effective = view.of(&admin)?;
-        Some(keys.accepted(&admin, &effective).iter().any(|key| key.fingerprint == fingerprint))
+    let session = Session::present()?;
+    let (name, logged) = match opened(&session) {
+        Opened::ByKey(name, fingerprint) => (name, Some(fingerprint)),
+        Opened::Unknown => (users::operator(), None),
+        Opened::Otherwise => return None,
     };
-    let is_lost = takes(now) == Some(true) && takes(then) == Some(false);
-    is_lost.then(|| Risk {
-        message: format!("the key with which {name} opened this session would not be taken any more ({fingerprint})"),
-        fix: format!("add a key of {name}'s that the plan accepts, and open a session with it first"),
-    })
+    let known = admins.iter().find(|admin| admin.user.name == name).cloned();
+    let from = Some(session.client.ip());
+    let admin =
+        known.or_else(|| Some(Admin { user: users::named(&name)?, from, listed: false }))?;
+    let accepted = |view: &View| Some(keys.accepted(&admin, &view.of(&admin)?));
+    let (before, after) = (accepted(now)?, accepted(then)?);
+    let may_be =
+        |key: &&Key| logged.as_ref().is_none_or(|fingerprint| key.fingerprint == *fingerprint);
+    let stays = |key: &&Key| after.iter().any(|other| other.fingerprint == key.fingerprint);
+    let lost = before.iter().filter(may_be).find(|key| !stays(key))?;
+    let print = &lost.fingerprint;
+    let message = if logged.is_some() {
+        format!(
+            "the key with which {name} opened this session would not be taken any more ({print})"
+        )
+    } else {
+        format!(
+            "the key with which {name} may have opened this session would not be taken any more \
+             ({print}); which one it was is not in the journal"
+        )
+    };
+    let fix =
+        format!("add a key of {name}'s that the plan accepts, and open a session with it first");
+    Some(Risk { message, fix })
 }
 
 /// Passwords go, and nobody has a key.
 fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
-    let anybody = Admin { user: users::named("root")?, from: None, listed: false };
-    let takes = |view: &View| Some(access::takes_passwords(&view.of(&anybody)?));
-    if takes(now)? == takes(then)? || !takes(now)? {
+    let others = users::named("root").into_iter().chain(users::administrators());
+    let others = others.chain(users::people());
+    let others = others.map(|user| Admin { user, from: None, listed: false });
+    let everybody: Vec<Admin> = admins.iter().cloned().chain(others).collect();
+    let takes = |view: &View, admin: &Admin| {
+        view.of(admin).is_some_and(|effective| access::takes_passwords(&effective))
+    };
+    let loses = |admin: &Admin| takes(now, admin) && !takes(then, admin);
+    if !everybody.iter().any(loses) {
         return None;
     }
-    let others = users::administrators().into_iter().chain(users::people());
-    let others = others.map(|user| Admin { user, from: None, listed: false });
     let by_key = |admin: &Admin| {
         then.of(admin).is_some_and(|effective| {
-            !keys.accepted(admin, &effective).is_empty()
-                && obstacle(admin, &effective, keys).is_none()
+            access::has_key(admin, &effective, keys) && obstacle(admin, &effective, keys).is_none()
         })
     };
-    if admins.iter().cloned().chain(others).any(|admin| by_key(&admin)) {
+    if everybody.iter().any(by_key) {
         return None;
     }
     Some(Risk {

@@ -54,13 +54,50 @@ impl std::fmt::Display for Expiry {
     }
 }
 
-/// The keys of a file that open a session of the user's choice.
-pub fn free_keys(text: &[u8]) -> Vec<FreeKey> {
-    String::from_utf8_lossy(text).lines().filter_map(free_key).collect()
+/// Options that sshd knows; it drops a line with any other (auth-options.c, `sshauthopt_parse`).
+const OPTIONS: [&str; 22] = [
+    "agent-forwarding",
+    "cert-authority",
+    "command",
+    "environment",
+    "expiry-time",
+    "from",
+    "no-agent-forwarding",
+    "no-port-forwarding",
+    "no-pty",
+    "no-touch-required",
+    "no-user-rc",
+    "no-x11-forwarding",
+    "permitlisten",
+    "permitopen",
+    "port-forwarding",
+    "principals",
+    "pty",
+    "restrict",
+    "tunnel",
+    "user-rc",
+    "verify-required",
+    "x11-forwarding",
+];
+
+/// The keys of files, in the order in which sshd reads them, that open a session of the user's choice. Of
+/// several lines with one key the first decides.
+pub fn free_keys<'t>(texts: impl IntoIterator<Item = &'t [u8]>) -> Vec<Vec<FreeKey>> {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut keys_of = |text: &[u8]| {
+        let text = String::from_utf8_lossy(text);
+        let lines = text.lines().filter_map(read_line);
+        lines
+            .filter(|(key, _)| seen.insert(key.line.clone()))
+            .filter(|(_, free)| *free)
+            .map(|(key, _)| key)
+            .collect()
+    };
+    texts.into_iter().map(&mut keys_of).collect()
 }
 
-/// The key of a line, unless its options tie it to a command or to an authority.
-fn free_key(line: &str) -> Option<FreeKey> {
+/// The key of a line, and whether no option ties it to a command; `None` where sshd takes none from it.
+fn read_line(line: &str) -> Option<(FreeKey, bool)> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return None;
@@ -72,17 +109,19 @@ fn free_key(line: &str) -> Option<FreeKey> {
     };
     let options = options_of(options);
     let value = |name: &str| options.iter().find(|(option, _)| option == name);
-    if value("command").or_else(|| value("cert-authority")).is_some() {
+    let is_known = |(name, _): &(String, String)| OPTIONS.contains(&name.as_str());
+    if value("cert-authority").is_some() || !options.iter().all(is_known) {
         return None;
     }
     let mut words = rest.split_whitespace();
     let (algorithm, key) = (words.next()?, words.next()?);
-    is_algorithm(algorithm).then(|| FreeKey {
+    let found = FreeKey {
         algorithm: algorithm.to_owned(),
         line: format!("{algorithm} {key}"),
         from: value("from").map(|(_, list)| list.clone()),
         expires: value("expiry-time").map(|(_, time)| Expiry::read(time)),
-    })
+    };
+    is_algorithm(algorithm).then_some((found, value("command").is_none()))
 }
 
 /// Options with their values, in lower case; those without a value have an empty one.
@@ -133,13 +172,20 @@ mod tests {
 
     #[test]
     fn keys_are_found_behind_their_options() {
-        let key = |line| free_key(line).map(|key| key.line);
+        let key = |line: &str| {
+            free_keys([line.as_bytes()]).concat().into_iter().next().map(|key| key.line)
+        };
         let plain = Some("ssh-ed25519 AAAA".to_owned());
         assert_eq!(key("ssh-ed25519 AAAA me@here"), plain);
         assert_eq!(key("no-pty,environment=\"A=\\\"b c\\\"\" ssh-ed25519 AAAA me"), plain);
         assert_eq!(key("command=\"/bin/x y\",no-pty ecdsa-sha2-nistp256 AAAA"), None);
         assert_eq!(key("no-pty,Command=\"echo no\" ssh-rsa AAAA"), None);
         assert_eq!(key("cert-authority ssh-rsa AAAA"), None);
+        assert_eq!(key("no-pyt ssh-ed25519 AAAA"), None);
+        // The first line of a key decides, in whichever file it stands.
+        let two = [&b"command=\"x\" ssh-ed25519 AAAA"[..], b"ssh-ed25519 AAAA\nssh-ed25519 BBBB"];
+        let found = free_keys(two).concat().into_iter().map(|key| key.line).collect::<Vec<_>>();
+        assert_eq!(found, ["ssh-ed25519 BBBB"]);
         for nothing in ["# ssh-rsa AAAA", "", "ssh-rsa", "no-pty ssh-new AAAA", "\"open"] {
             assert_eq!(key(nothing), None, "{nothing}");
         }
@@ -148,9 +194,10 @@ mod tests {
     #[test]
     fn where_and_how_long_a_key_is_taken() {
         let line = "no-pty,from=\"10.0.0.0/8,::1\",expiry-time=\"20300102\" ssh-ed25519 AAAA me";
-        let key = free_key(line).unwrap();
+        let free_key = |line: &str| read_line(line).unwrap().0;
+        let key = free_key(line);
         assert_eq!(key.from.as_deref(), Some("10.0.0.0/8,::1"));
-        let plain = free_key("ssh-ed25519 AAAA from=\"10.0.0.1\"").unwrap();
+        let plain = free_key("ssh-ed25519 AAAA from=\"10.0.0.1\"");
         assert_eq!((plain.from, plain.expires), (None, None));
         let now: jiff::Zoned = "2030-01-02T01:30:00+02:00[+02:00]".parse().unwrap();
         let is_over = |text: &str| Expiry::read(text).is_before(&now);

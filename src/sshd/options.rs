@@ -11,39 +11,52 @@ pub struct Opt {
     pub sets: Option<(String, String)>,
 }
 
-/// Takes a command line apart (sshd(8)); options that set no keyword are kept whole.
+/// Takes a command line apart as getopt(3) does, several flags in one word too (`-De`, `-Dp 22`); options that
+/// set no keyword are kept (sshd(8)).
 pub fn parse(words: &[String]) -> Vec<Opt> {
     const WITH_VALUE: &str = "ChECcfgkoprub";
     let mut options = Vec::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        let flag = word.strip_prefix('-').and_then(|rest| rest.chars().next());
-        let mut taken = vec![word.clone()];
-        let value = flag.filter(|flag| WITH_VALUE.contains(*flag)).map(|_| {
-            let attached = word.get(2..).unwrap_or_default().to_owned();
-            if attached.is_empty() {
-                let next = words.next().cloned().unwrap_or_default();
-                taken.push(next.clone());
-                next
-            } else {
-                attached
-            }
-        });
-        let sets = match (flag, value) {
-            (Some('p'), Some(value)) => Some(("Port".to_owned(), value)),
-            (Some('4'), _) => Some(("AddressFamily".to_owned(), "inet".to_owned())),
-            (Some('6'), _) => Some(("AddressFamily".to_owned(), "inet6".to_owned())),
-            (Some('h'), Some(value)) => Some(("HostKey".to_owned(), value)),
-            (Some('c'), Some(value)) => Some(("HostCertificate".to_owned(), value)),
-            (Some('g'), Some(value)) => Some(("LoginGraceTime".to_owned(), value)),
-            (Some('o'), Some(value)) => {
-                super::syntax::parse_line(&value).map(|line| (line.keyword, line.args.join(" ")))
-            }
-            _ => None,
+        let Some(flags) = word.strip_prefix('-').filter(|flags| !flags.is_empty()) else {
+            options.push(Opt { words: vec![word.clone()], sets: None });
+            continue;
         };
-        options.push(Opt { words: taken, sets });
+        for (at, flag) in flags.char_indices() {
+            let attached = flags.get(at + flag.len_utf8()..).unwrap_or_default();
+            if !WITH_VALUE.contains(flag) {
+                options.push(Opt { words: vec![format!("-{flag}")], sets: sets(flag, "") });
+                continue;
+            }
+            let option = if attached.is_empty() {
+                let next = words.next().cloned().unwrap_or_default();
+                Opt { sets: sets(flag, &next), words: vec![format!("-{flag}"), next] }
+            } else {
+                Opt { sets: sets(flag, attached), words: vec![format!("-{flag}{attached}")] }
+            };
+            options.push(option);
+            break;
+        }
     }
     options
+}
+
+/// The keyword that a flag sets, with its value.
+fn sets(flag: char, value: &str) -> Option<(String, String)> {
+    let (keyword, value) = match flag {
+        'p' => ("Port", value),
+        '4' => ("AddressFamily", "inet"),
+        '6' => ("AddressFamily", "inet6"),
+        'h' => ("HostKey", value),
+        'c' => ("HostCertificate", value),
+        'g' => ("LoginGraceTime", value),
+        'o' => {
+            let line = super::syntax::parse_line(value)?;
+            return Some((line.keyword, line.args.join(" ")));
+        }
+        _ => return None,
+    };
+    Some((keyword.to_owned(), value.to_owned()))
 }
 
 /// The words without the options that set any of `keywords`.
@@ -133,6 +146,8 @@ mod tests {
             .filter_map(Opt::file)
             .collect::<Vec<_>>();
         assert_eq!(files, ["/x", "/y"]);
+        let bundled = words("-Dep 2299 -eo Banner=/x -46");
+        assert_eq!(without(&bundled, &ports), words("-D -e -e -o Banner=/x"));
         let root = vec!["permitrootlogin".to_owned()];
         assert_eq!(without(&words("-oPermitRootLogin=no -p2299"), &root), words("-p2299"));
     }

@@ -67,17 +67,51 @@ impl User {
         self.group_ids().into_iter().filter_map(named).map(|group| group.name).collect()
     }
 
-    /// What is known of the user's password.
-    pub fn password(&self) -> Password {
+    /// A field of the user's line in shadow(5).
+    fn shadow(&self, field: usize) -> Option<String> {
         let shadow = fs::read_to_string("/etc/shadow").unwrap_or_default();
         let of_user = |line: &&str| line.split(':').next() == Some(&self.name);
-        let field = shadow.lines().find(of_user).and_then(|line| line.split(':').nth(1));
-        match field {
+        shadow.lines().find(of_user)?.split(':').nth(field).map(str::to_owned)
+    }
+
+    /// Whether the account has ended (shadow(5), account expiration date, in days since 1970).
+    pub fn has_expired(&self) -> bool {
+        let today = super::now_usec() / 1_000_000 / 86_400;
+        let ends = self.shadow(7).and_then(|days| days.parse::<u64>().ok());
+        ends.is_some_and(|ends| ends <= today)
+    }
+
+    /// What is known of the user's password.
+    pub fn password(&self) -> Password {
+        match self.shadow(1) {
             Some(field) if field.starts_with('!') => Password::Locked,
             Some(field) if field.starts_with('$') || field.starts_with('_') => Password::Set,
             _ => Password::Impossible,
         }
     }
+}
+
+/// Whether a user is the only one in a group, and in it at all (the group that useradd(8) makes for each).
+pub fn is_alone_in(user: &User, group: u32) -> bool {
+    let Some(found) = Group::from_gid(Gid::from_raw(group)).ok().flatten() else { return false };
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let primary = |line: &str| {
+        let mut fields = line.split(':');
+        let (name, gid) = (fields.next()?, fields.nth(2)?);
+        (gid.parse() == Ok(group)).then(|| name.to_owned())
+    };
+    let mut members = passwd.lines().filter_map(primary).chain(found.mem).peekable();
+    members.peek().is_some() && members.all(|member| member == user.name)
+}
+
+/// Who runs harden, behind sudo(8) too.
+pub fn operator() -> String {
+    std::env::var("SUDO_USER").unwrap_or_else(|_| "root".to_owned())
+}
+
+/// Whether there is a group of this name.
+pub fn has_group(name: &str) -> bool {
+    Group::from_name(name).ok().flatten().is_some()
 }
 
 /// A user by name.
@@ -170,7 +204,7 @@ pub fn logged_in() -> Vec<(User, Option<IpAddr>)> {
 /// from 9.8 on `sshd-session: ada@notty`. Before the login it is another one.
 fn session_of(title: &str) -> Option<String> {
     let (program, rest) = title.split_once(": ")?;
-    let (name, terminal) = rest.split_once('@')?;
+    let (name, terminal) = rest.rsplit_once('@')?;
     let known = ["pts/", "tty", "notty"].iter().any(|start| terminal.starts_with(start));
     (program.starts_with("sshd") && known && !name.contains(' ')).then(|| name.to_owned())
 }
@@ -194,6 +228,7 @@ mod tests {
     #[test]
     fn sessions_are_told_from_logins() {
         assert_eq!(session_of("sshd: ada@pts/0"), Some("ada".to_owned()));
+        assert_eq!(session_of("sshd: ada@corp.example@pts/1"), Some("ada@corp.example".to_owned()));
         assert_eq!(session_of("sshd-session: root@notty"), Some("root".to_owned()));
         for other in
             ["sshd: root [priv]", "sshd: ada [net]", "sshd: /usr/sbin/sshd -D", "vi a@pts/0"]

@@ -19,6 +19,9 @@ const REPLACED: [&str; 4] = ["Port", "ListenAddress", "AddressFamily", "PidFile"
 /// And where it takes a key that was made for it.
 const REPLACED_BY_KEY: [&str; 2] = ["AuthorizedKeysCommand", "AuthorizedKeysCommandUser"];
 
+/// And where that key is of another algorithm; the older name is known to all releases.
+const REPLACED_BY_ALGORITHM: [&str; 2] = ["PubkeyAcceptedKeyTypes", "PubkeyAcceptedAlgorithms"];
+
 /// An sshd with one configuration.
 pub(super) struct Door<'a> {
     pub(super) files: &'a Files,
@@ -72,8 +75,8 @@ impl Door<'_> {
 
     /// A session with a key that is made for it, of the kind of the user's own.
     fn session(&self, name: &str, key: &Key, known_hosts: &Path) -> Result<Login> {
-        let Some(twin) = key.twin(self.files)? else { return Ok(Login::In) };
-        login(name, &twin, known_hosts, &self.sshd_for(&twin)?)
+        let (twin, other) = key.twin(self.files)?;
+        login(name, &twin, known_hosts, &self.sshd_for(&twin, other)?)
     }
 
     /// For each administrator, the command of somebody's own that sshd would run in place of what is
@@ -111,14 +114,19 @@ impl Door<'_> {
         }
     }
 
-    /// The command line of an sshd that lets a key in which was made for this login.
-    fn sshd_for(&self, key: &Path) -> Result<Vec<String>> {
+    /// The command line of an sshd that lets a key in which was made for this login; of another algorithm
+    /// where the user's own is nothing that can be made.
+    fn sshd_for(&self, key: &Path, other: Option<&str>) -> Result<Vec<String>> {
         let public = self.files.read(&PathBuf::from(format!("{}.pub", key.display())))?;
         let public = String::from_utf8_lossy(&public.unwrap_or_default()).trim().to_owned();
         // The first value wins, and no file has one any more.
-        let first =
+        let mut first =
             format!("AuthorizedKeysCommand /bin/echo {public}\nAuthorizedKeysCommandUser root\n");
-        let replaced = [&REPLACED[..], &REPLACED_BY_KEY[..]].concat();
+        let mut replaced = [&REPLACED[..], &REPLACED_BY_KEY[..]].concat();
+        if let Some(algorithm) = other {
+            first.push_str(&format!("{} {algorithm}\n", REPLACED_BY_ALGORITHM[0]));
+            replaced.extend(REPLACED_BY_ALGORITHM);
+        }
         let name = key.file_name().unwrap_or_default().to_string_lossy();
         Ok(self.sshd(&self.lay_out(&name, &replaced, &first)?))
     }

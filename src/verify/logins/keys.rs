@@ -24,8 +24,8 @@ pub(super) struct Key {
 pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<Key>> {
     let Verdict::Valid(effective) = &asked.before.effective else { return Ok(Vec::new()) };
     let places = authorized_keys::files(effective, &user.name, user.uid, &user.home);
-    let texts = places.iter().filter_map(|place| files.read(place).ok()?);
-    let lines = texts.flat_map(|text| authorized_keys::free_keys(&text));
+    let texts: Vec<_> = places.iter().filter_map(|place| files.read(place).ok()?).collect();
+    let lines = authorized_keys::free_keys(texts.iter().map(Vec::as_slice)).into_iter().flatten();
     let mut keys = Vec::new();
     for (number, key) in lines.take(MOST).enumerate() {
         let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));
@@ -36,14 +36,15 @@ pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<
 }
 
 impl Key {
-    /// Makes a key pair that sshd judges as it does this key: of the same algorithm and size. `None`
-    /// where only hardware can.
+    /// Makes a key pair that sshd judges as it does this key: of the same algorithm and size; where only
+    /// hardware can, one of another algorithm, and the name of that.
     ///
     /// # Errors
     /// Where ssh-keygen(1) does not make it.
-    pub(super) fn twin(&self, files: &Files) -> Result<Option<PathBuf>> {
+    pub(super) fn twin(&self, files: &Files) -> Result<(PathBuf, Option<&'static str>)> {
         let what = "cannot make a key for a login";
         let keygen = || Command::new(Path::new("/usr/bin/ssh-keygen"));
+        let mut other = None;
         let (kind, bits) = match self.algorithm.as_str() {
             "ssh-ed25519" => ("ed25519", None),
             "ssh-rsa" => {
@@ -51,14 +52,17 @@ impl Key {
                     keygen().args(["-l", "-f"]).arg(self.path.display().to_string()).run()?;
                 ("rsa", told.stdout.split(' ').next().map(str::to_owned))
             }
-            other => match other.strip_prefix("ecdsa-sha2-nistp") {
+            name => match name.strip_prefix("ecdsa-sha2-nistp") {
                 Some(bits) => ("ecdsa", Some(bits.to_owned())),
-                None => return Ok(None),
+                None => {
+                    other = Some("ssh-ed25519");
+                    ("ed25519", None)
+                }
             },
         };
         let twin = self.path.with_extension("twin");
         if files.exists(&twin) {
-            return Ok(Some(twin));
+            return Ok((twin, other));
         }
         let bits = bits.into_iter().flat_map(|bits| ["-b".to_owned(), bits]);
         let made = keygen()
@@ -67,6 +71,10 @@ impl Key {
             .arg("-f")
             .arg(twin.display().to_string())
             .run()?;
-        if made.status == 0 { Ok(Some(twin)) } else { Err(SysError::new(what, made.stderr.trim())) }
+        if made.status == 0 {
+            Ok((twin, other))
+        } else {
+            Err(SysError::new(what, made.stderr.trim()))
+        }
     }
 }

@@ -223,6 +223,10 @@ fn unknown(
             None => "no administrator has a key here".to_owned(),
         });
     }
+    let listed = admins.iter().zip(pairs()).find(|(admin, pair)| admin.listed && !known(*pair));
+    if let Some((admin, _)) = listed {
+        return Some(format!("{} cannot log in with a key today", admin.user.name));
+    }
     let operator = operator.filter(|name| *name != "root")?;
     match admins.iter().position(|admin| admin.user.name == operator) {
         Some(at) if pairs().nth(at).is_some_and(known) => None,
