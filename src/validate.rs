@@ -9,7 +9,7 @@ use crate::error::{Error, Refusal, SpecError};
 use crate::observe::{Observed, Verdict, ask_sshd};
 use crate::plan::Plan;
 use crate::spec::{Setting, Spec};
-use crate::sshd::keywords::{counts_in_match, is_forgotten};
+use crate::sshd::keywords::{counts_in_match, is_forgotten, same};
 use crate::sshd::reading::Reading;
 use crate::sshd::release::Release;
 use crate::sshd::{ConfigTree, Effective};
@@ -38,7 +38,7 @@ pub fn candidate(
     let effective = match ask_sshd(Some(&main), &plan.options) {
         Verdict::Valid(effective) => effective,
         Verdict::Unseen(why) => return Err(no_answer(&why).into()),
-        Verdict::Invalid(said) => return Err(scratch.refusal(spec, plan, &said)),
+        Verdict::Invalid(said) => return Err(scratch.refusal(spec, plan, release, &said)),
     };
     values(&plan.expect.settings, &effective, Some(&main), &plan.options).map_err(|lost| {
         Refusal::new(
@@ -54,6 +54,22 @@ pub fn candidate(
         )
     })?;
     Ok(Some(effective))
+}
+
+/// Says so where passwords are switched off under one name, and another one still asks for them.
+pub fn passwords_stay(plan: &Plan, effective: &Effective) -> Option<String> {
+    let is =
+        |keyword: &str, value: &str| effective.get(keyword).first().is_some_and(|is| is == value);
+    let asked =
+        plan.expect.settings.iter().any(|(keyword, _)| same(keyword, "PasswordAuthentication"));
+    let stay = asked
+        && is("passwordauthentication", "no")
+        && is("kbdinteractiveauthentication", "yes")
+        && is("usepam", "yes");
+    stay.then(|| {
+        "passwords are still taken: `KbdInteractiveAuthentication yes` has PAM ask for them"
+            .to_owned()
+    })
 }
 
 /// Refuses settings that sshd takes without a word of what they do, because they do nothing any more:
@@ -187,7 +203,7 @@ impl<'a> Scratch<'a> {
     }
 
     /// Turns sshd's complaint into an error that points at the spec, or at the file to correct.
-    fn refusal(&self, spec: &Spec, plan: &Plan, said: &str) -> Error {
+    fn refusal(&self, spec: &Spec, plan: &Plan, release: &Release, said: &str) -> Error {
         let said = said.replace(&*self.folder.to_string_lossy(), "");
         let text = said.lines().next().unwrap_or(&said).to_owned();
         let blamed = said
@@ -201,7 +217,12 @@ impl<'a> Scratch<'a> {
             }
             None => Refusal::new(
                 "candidate-invalid",
-                format!("sshd refuses the planned configuration: {text}"),
+                match Reading::new(&plan.candidate, release.clone()).err() {
+                    Some(problem) => {
+                        format!("sshd refuses the planned configuration: {}: {text}", problem.place)
+                    }
+                    None => format!("sshd refuses the planned configuration: {text}"),
+                },
                 "correct the named line, or the spec; nothing was changed",
             )
             .into(),
@@ -228,8 +249,12 @@ fn place(line: &str) -> Option<(PathBuf, usize, String)> {
 /// The setting of the spec that wrote a line of the candidate.
 fn setting_at<'a>(spec: &'a Spec, plan: &Plan, path: &Path, line: usize) -> Option<&'a Setting> {
     let text = plan.candidate.file(path)?.text.split('\n').nth(line.checked_sub(1)?)?;
-    spec.ssh.settings.iter().find(|setting| {
-        setting.lines.iter().any(|value| text == format!("{} {value}", setting.keyword))
+    let in_blocks = spec.ssh.matches.iter().flat_map(|block| &block.settings);
+    spec.ssh.settings.iter().chain(in_blocks).find(|setting| {
+        setting
+            .lines
+            .iter()
+            .any(|value| text.trim_start() == format!("{} {value}", setting.keyword))
     })
 }
 

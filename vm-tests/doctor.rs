@@ -207,6 +207,47 @@ fn units_that_stand_in_the_way() {
     assert!(said.contains("`HostKey /etc/ssh/own` (/etc/ssh/sshd_config:1)"), "{said}");
 }
 
+/// A remedy never ends the sshd that still runs; and what is meant so is no illness.
+#[test]
+fn remedies_do_no_harm() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("chmod 640 /etc/ssh/ssh_host_*_key");
+    let said = is_named(&machine, "open-host-keys");
+    assert!(said.contains("are too open"), "{said}");
+    machine.spec(
+        "version: 1\nssh: {settings: {PasswordAuthentication: no}, match: [{criteria: {User: deploy}, \
+         settings: {PasswordAuthentication: yes}}]}\n",
+    );
+    machine.apply().code(0);
+    is_healthy(&machine);
+    machine.root().append(
+        "/etc/ssh/sshd_config",
+        "DisableForwarding no\nMatch User sftp\nDisableForwarding yes\n",
+    );
+    machine.sh("systemctl restart ssh.service");
+    is_healthy(&machine);
+    // An sshd of a container's.
+    machine.sh(
+        "setsid systemd-run --quiet --scope --unit=docker-1 /usr/sbin/sshd -D -p 2290 -o PidFile=none \
+         >/dev/null 2>&1 &",
+    );
+    machine.wait_for("listener", "ss -Hltn | grep -q :2290");
+    is_healthy(&machine);
+    machine.sh("systemctl stop docker-1.scope");
+    // A spec of its own would take back what this one says.
+    machine.root().write("/etc/default/ssh", "SSHD_OPTS=\"-ep 2299\"\n");
+    machine.sh("systemctl restart ssh.service");
+    let said = is_named(&machine, "command-line");
+    assert!(said.contains("let the `ssh` section of your spec say"), "{said}");
+    machine.root().write("/etc/default/ssh", "SSHD_OPTS=\"-o PermitRootLogn=no\"\n");
+    machine.exec("systemctl restart ssh.service");
+    let said = is_named(&machine, "command-line");
+    assert!(
+        said.contains("sshd refuses its command line") && said.contains("PermitRootLogn"),
+        "{said}"
+    );
+}
+
 /// ssh.socket does not start beside the sshd that it has started.
 #[test]
 fn a_socket_whose_sshd_runs() {

@@ -244,3 +244,76 @@ fn another_socket_for_sshd_is_seen() {
     assert!(drift.contains("remote.socket also listens for SSH, on [::]:2200"), "{drift}");
     assert!(!drift.contains("hello"), "{drift}");
 }
+
+/// Several flags in one word, classes of characters in an Include: read as sshd and its shell do.
+#[test]
+fn what_is_seldom_written_is_read_too() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write("/etc/default/ssh", "SSHD_OPTS=\"-eo PasswordAuthentication=yes\"\n");
+        root.append("/etc/ssh/sshd_config", "Include /etc/ssh/site.d/[[:digit:]]*.conf\n");
+        root.write("/etc/ssh/site.d/1.conf", "Match User deploy\nPasswordAuthentication yes\n");
+    });
+    machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no}}\n");
+    let refused = unchanged(&machine, || machine.apply().code(1));
+    assert!(
+        said(&refused).contains("/etc/ssh/site.d/1.conf:2 says `PasswordAuthentication yes`"),
+        "{refused:?}"
+    );
+    machine.root().remove("/etc/ssh/site.d/1.conf");
+    machine.apply().code(0);
+    assert_eq!(machine.root().read("/etc/default/ssh"), "SSHD_OPTS=\"-e\"\n");
+    assert_state(&machine, &Want::service(22).with("passwordauthentication no"));
+    machine.exec("harden verify spec.yaml").code(0);
+
+    // A folder that another one has taken the place of is not what the running sshd has read.
+    machine.sh("cp -a /etc/ssh/sshd_config.d other; echo 'PasswordAuthentication yes' > other/00-a.conf; \
+                mv /etc/ssh/sshd_config.d kept; mv other /etc/ssh/sshd_config.d; systemctl restart ssh.service; \
+                mv /etc/ssh/sshd_config.d other; mv kept /etc/ssh/sshd_config.d");
+    let drift = said(&machine.exec("harden verify spec.yaml").code(3));
+    assert!(
+        drift.contains("restart ssh.service") || drift.contains("changed after it started"),
+        "{drift}"
+    );
+    machine.apply().code(0);
+    machine.exec("harden verify spec.yaml").code(0);
+    // Passwords by another name.
+    machine.sh("sed -i 's/^KbdInteractive.*/KbdInteractiveAuthentication yes/' /etc/ssh/sshd_config; systemctl restart ssh.service");
+    machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no, MaxAuthTries: 3}}\n");
+    assert!(
+        said(&machine.exec("harden plan spec.yaml").code(0)).contains("passwords are still taken")
+    );
+}
+
+/// A second factor that the plan would switch off for some lets nobody of them in.
+#[test]
+fn a_second_factor_is_not_switched_off() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.append(
+            "/etc/ssh/sshd_config",
+            "Match Address *,!10.0.0.0/8\nAuthenticationMethods publickey,keyboard-interactive\n",
+        );
+    });
+    machine.sh("sed -i 's/^KbdInteractive.*/KbdInteractiveAuthentication yes/' /etc/ssh/sshd_config; systemctl restart ssh.service");
+    machine.spec("version: 1\nssh: {profile: recommended}\n");
+    let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+    let told = said(&refused);
+    assert!(
+        told.contains(
+            "(/etc/ssh/sshd_config) would let nobody in: `KbdInteractiveAuthentication no`"
+        ),
+        "{told}"
+    );
+    machine.spec(
+        "version: 1\nssh: {profile: recommended, settings: {KbdInteractiveAuthentication: yes}}\n",
+    );
+    machine.ssh(22, "harden apply -y spec.yaml").code(0);
+    // What is wrong in a block of the spec is shown there.
+    machine.spec(
+        "version: 1\nssh: {match: [{criteria: {User: x}, settings: {X11Forwarding: maybe}}]}\n",
+    );
+    let told = said(&machine.apply().code(2));
+    assert!(
+        told.contains("spec.yaml:2:48") && told.contains("sshd refuses `X11Forwarding`"),
+        "{told}"
+    );
+}

@@ -100,7 +100,9 @@ fn validated(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan, Er
     if plan.candidate == observed.config {
         return Ok(plan);
     }
-    if validate::candidate(files, spec, &plan, &observed.release)?.is_none() {
+    let effective = validate::candidate(files, spec, &plan, &observed.release)?;
+    plan.warnings.extend(effective.as_ref().and_then(|then| validate::passwords_stay(&plan, then)));
+    if effective.is_none() {
         let unseen = "sshd has not read the planned files, and who would be locked out is not known: \
                       that needs root";
         plan.warnings.push(unseen.to_owned());

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
 
+use crate::concern::sshd_config::is_own;
 use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::sshd::effective::ports;
 use crate::sshd::reading::Reading;
@@ -64,6 +65,16 @@ pub fn diagnose(case: &Case) -> Vec<Finding> {
         findings.extend(causes::listeners(&sight));
     }
     findings.extend(causes::shadowed(case));
+    if case.observed.config.files.iter().any(|file| is_own(&file.path)) {
+        // A spec is the whole truth: this one alone would take back what another one says.
+        for finding in &mut findings {
+            if let Fix::Spec(section) = &finding.fix {
+                let advice =
+                    format!("let the `ssh` section of your spec say `{section}`, and apply it");
+                finding.fix = Fix::Advice(advice);
+            }
+        }
+    }
     findings
 }
 
@@ -102,7 +113,12 @@ impl<'c> Sight<'c> {
         let listeners = observed.listeners.iter().filter(held);
         let served: Vec<SocketAddr> = listeners.flat_map(Listener::serves).collect();
         let missing = wanted.iter().filter(|at| !served.contains(at)).copied().collect();
-        let astray = served.iter().any(|at| !wanted.contains(at));
+        // An address with a zone is none that can be compared.
+        let has_zone = |at: &SocketAddr| match at.ip() {
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+            IpAddr::V4(_) => false,
+        };
+        let astray = served.iter().any(|at| !wanted.contains(at) && !has_zone(at));
         Self { case, wanted, missing, astray, lines }
     }
 
@@ -142,5 +158,6 @@ fn lines(observed: &Observed, keywords: &[&str]) -> Vec<String> {
 fn is_orphan(listener: &Listener, service: &str) -> bool {
     let Owner::Process(process) = &listener.owner else { return false };
     let unit = &process.unit;
-    listener.ssh && (unit == service || unit.is_empty() || unit.ends_with(".scope"))
+    let of_session = unit.starts_with("session-") && unit.ends_with(".scope");
+    listener.ssh && (unit == service || unit.is_empty() || of_session)
 }

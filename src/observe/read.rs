@@ -9,7 +9,7 @@ use super::listeners::listeners;
 use super::{CommandLine, MAIN_CONFIG, NOT_TO_BE_RUN, Observed, UNIT_FOLDER, Verdict};
 use crate::error::{Error, Refusal};
 use crate::sshd::release::Release;
-use crate::sshd::tree::absolute;
+use crate::sshd::tree::{absolute, spelt_out};
 use crate::sshd::{ConfigFile, ConfigTree, options, syntax};
 use crate::sys::process::{self, Process};
 use crate::sys::systemd::Systemd;
@@ -151,7 +151,7 @@ pub fn config_tree(files: &Files, release: &Release, unseen: &mut Vec<String>) -
         for directive in directives.filter(|line| line.is("Include")) {
             for pattern in directive.args {
                 let pattern = absolute(&pattern);
-                let found = files.glob(&pattern);
+                let found = files.glob(&spelt_out(&pattern));
                 waiting.extend(found.iter().cloned());
                 tree.includes.insert(pattern, found);
             }
@@ -240,13 +240,16 @@ fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Un
         let meta = files.metadata(&file.real)?;
         Some(usec(meta.ctime(), meta.ctime_nsec()))
     });
-    // A file that was removed shows in its folder alone.
-    let folders = config.includes.keys().filter_map(|pattern| {
-        let meta = files.metadata(Path::new(pattern).parent()?)?;
-        Some(usec(meta.mtime(), meta.mtime_nsec()))
-    });
+    // A file that was removed shows in its folder alone; a folder that another one took the place of, in
+    // itself; a link that leads elsewhere now, in the link.
+    let folders = config.includes.keys().filter_map(|pattern| Path::new(pattern).parent());
+    let paths = config.files.iter().map(|file| file.path.as_path()).chain(folders.clone());
+    let links = paths.flat_map(Path::ancestors).filter(|path| files.is_link(path));
+    let others = folders.filter_map(|folder| files.metadata(folder));
+    let others = others.chain(links.filter_map(|link| files.own_metadata(link)));
+    let others = others.map(|meta| usec(meta.ctime(), meta.ctime_nsec()));
     let now = sys::now_usec();
-    let newest = changed.chain(folders).filter(|time| *time <= now).max().unwrap_or_default();
+    let newest = changed.chain(others).filter(|time| *time <= now).max().unwrap_or_default();
     service.is_active() && service.started > 0 && newest > service.started
 }
 

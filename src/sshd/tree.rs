@@ -76,6 +76,36 @@ pub fn absolute(pattern: &str) -> String {
     if pattern.starts_with(['/', '~']) { pattern.to_owned() } else { format!("/etc/ssh/{pattern}") }
 }
 
+/// A glob(7) pattern in the words of the library: classes of characters spelt out, what is behind a
+/// backslash meant as it stands, and no `**`.
+pub fn spelt_out(pattern: &str) -> String {
+    const CLASSES: [(&str, &str); 8] = [
+        ("[:digit:]", "0-9"),
+        ("[:lower:]", "a-z"),
+        ("[:upper:]", "A-Z"),
+        ("[:alpha:]", "a-zA-Z"),
+        ("[:alnum:]", "0-9a-zA-Z"),
+        ("[:xdigit:]", "0-9a-fA-F"),
+        ("[:punct:]", "!-/:-@[-`{-~"),
+        ("[:space:]", " \t"),
+    ];
+    let classes =
+        CLASSES.iter().fold(pattern.to_owned(), |text, (class, is)| text.replace(class, is));
+    let mut spelt = String::new();
+    let mut chars = classes.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => match chars.next() {
+                Some(special) if "*?[".contains(special) => spelt.push_str(&format!("[{special}]")),
+                other => spelt.extend(other),
+            },
+            '*' if spelt.ends_with('*') => {}
+            other => spelt.push(other),
+        }
+    }
+    spelt
+}
+
 /// Whether an Include pattern would read a file of this path.
 pub fn pattern_reads(pattern: &str, path: &Path) -> bool {
     let options = glob::MatchOptions {
@@ -83,7 +113,7 @@ pub fn pattern_reads(pattern: &str, path: &Path) -> bool {
         require_literal_leading_dot: true,
         ..glob::MatchOptions::new()
     };
-    glob::Pattern::new(&absolute(pattern))
+    glob::Pattern::new(&spelt_out(&absolute(pattern)))
         .is_ok_and(|pattern| pattern.matches_path_with(path, options))
 }
 

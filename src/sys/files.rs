@@ -169,6 +169,16 @@ impl Files {
         fs::metadata(self.real(path)).ok()
     }
 
+    /// Metadata of what is at the path itself, be it a symbolic link.
+    pub fn own_metadata(&self, path: &Path) -> Option<fs::Metadata> {
+        fs::symlink_metadata(self.real(path)).ok()
+    }
+
+    /// Whether a symbolic link is at the path.
+    pub fn is_link(&self, path: &Path) -> bool {
+        self.own_metadata(path).is_some_and(|meta| meta.is_symlink())
+    }
+
     /// The path with symbolic links resolved; the path itself where nothing is there.
     pub fn resolve(&self, path: &Path) -> PathBuf {
         fs::canonicalize(self.real(path))

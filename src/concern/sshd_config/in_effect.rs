@@ -33,7 +33,8 @@ pub(crate) fn refuse_lost(wanted: &Wanted, reading: &Reading) -> Result<(), Refu
             "{value} for those of `Match {of}` who are of `Match {criteria}` too: {place} says `{says}`"
         ),
     };
-    let hint = "remove or change that line, or remove the setting from the spec";
+    let hint = "remove or change that line, or the setting in the spec; a value of a profile gives way to \
+                one in `settings`";
     Err(Refusal::new("shadowed", message, hint))
 }
 

@@ -1,6 +1,7 @@
 //! sshd's configuration files: one place for what the spec says, and nothing that defeats it.
 
 mod in_effect;
+mod methods;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -64,6 +65,11 @@ pub(crate) fn rewrite(
     let wanted = Wanted { values: &spec.ssh.values(), blocks: &spec.ssh.blocks() };
     let (candidate, placed) = place(&tree, &lines, &blocks, &keywords, &wanted, release)?;
 
+    let then = Reading::new(&candidate, release.clone());
+    if let (Ok(now), Ok(then)) = (Reading::new(&observed.config, release.clone()), then) {
+        methods::refuse_emptied(&now, &then)?;
+    }
+
     let mut files = Vec::new();
     for file in &candidate.files {
         let before = observed.config.file(&file.path);
@@ -118,7 +124,7 @@ fn match_lines(blocks: &[MatchBlock]) -> Vec<String> {
 }
 
 /// Whether a file is harden's own.
-fn is_own(path: &Path) -> bool {
+pub(crate) fn is_own(path: &Path) -> bool {
     path == Path::new(DROP_IN) || path == Path::new(MATCH_FILE)
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{command, finding, shown};
+use crate::concern::sshd_config::is_own;
 use crate::doctor::{Case, Finding, Fix, lines};
 use crate::observe::{MAIN_CONFIG, Verdict};
 use crate::sshd::reading::{Place, Problem, Reading};
@@ -10,6 +11,9 @@ use crate::sshd::reading::{Place, Problem, Reading};
 /// sshd refuses its configuration.
 pub(in crate::doctor) fn configuration(case: &Case) -> Vec<Finding> {
     let Verdict::Invalid(said) = &case.files else { return Vec::new() };
+    if said.contains("are too open") {
+        return vec![open_host_keys(case, said)];
+    }
     let keyless = said.contains("no hostkeys available");
     let said = said.lines().next().unwrap_or(said);
     let evidence = vec![format!("sshd -t: {said}")];
@@ -41,13 +45,36 @@ fn no_host_keys(case: &Case, mut evidence: Vec<String>) -> Finding {
     let own = lines(&case.observed, &["HostKey"]);
     let name = &case.observed.service.name;
     let fix = match own.first() {
-        None => command(format!("ssh-keygen -A && systemctl restart {name}")),
+        None => command(format!("ssh-keygen -A && sshd -t && systemctl restart {name}")),
         Some(line) => Fix::Advice(format!(
             "make the key that {line} names (ssh-keygen -t ed25519 -N '' -f FILE), or remove the line"
         )),
     };
     evidence.extend(own);
     finding("no-host-keys", "sshd has no host key, and starts no more", evidence, fix)
+}
+
+/// Others can read the host keys, so that sshd does not use them.
+fn open_host_keys(case: &Case, said: &str) -> Finding {
+    let path = |line: &str| Some(line.split_once("for '")?.1.split_once('\'')?.0.to_owned());
+    let open: Vec<&str> = said.lines().filter(|line| line.contains("are too open")).collect();
+    let paths: Vec<String> = open.iter().filter_map(|line| path(line)).collect();
+    let usual = |path: &String| path.starts_with("/etc/ssh/ssh_host_") && path.ends_with("_key");
+    let paths = if paths.iter().all(usual) {
+        "/etc/ssh/ssh_host_*_key".to_owned()
+    } else {
+        paths.join(" ")
+    };
+    let start = match case.observed.service.is_active() || case.observed.socket.is_active() {
+        true => String::new(),
+        false => format!(" && systemctl restart {}", case.observed.service.name),
+    };
+    finding(
+        "open-host-keys",
+        "others can read sshd's host keys, so it takes none, and starts no more",
+        open.iter().map(|line| format!("sshd -t: {line}")).collect(),
+        command(format!("chmod 600 {paths} && sshd -t{start}")),
+    )
 }
 
 /// sshd reads another file.
@@ -76,6 +103,15 @@ pub(in crate::doctor) fn other_file(case: &Case) -> Vec<Finding> {
     observed.seen_otherwise.iter().map(of).collect()
 }
 
+/// Keywords of which `no` allows something.
+const STRICT_BY_YES: [&str; 5] = [
+    "DisableForwarding",
+    "IgnoreRhosts",
+    "IgnoreUserKnownHosts",
+    "RefuseConnection",
+    "StrictModes",
+];
+
 /// What the files forbid everybody, and a Match block allows some. The other way round it is how blocks are
 /// meant to be used.
 pub(in crate::doctor) fn shadowed(case: &Case) -> Vec<Finding> {
@@ -87,9 +123,13 @@ pub(in crate::doctor) fn shadowed(case: &Case) -> Vec<Finding> {
     let forbids = |place: &Place| {
         place.directive.args.first().is_some_and(|arg| arg.eq_ignore_ascii_case("no"))
     };
+    let is_ban = |place: &Place| !STRICT_BY_YES.iter().any(|keyword| place.directive.is(keyword));
     let mut found = Vec::new();
-    for forbidden in globally.followed().filter(|place| place.block.is_none() && forbids(place)) {
-        for (block, chosen) in blocks.follow(&forbidden.directive.keyword) {
+    let bans = globally.followed().filter(|place| place.block.is_none() && forbids(place));
+    for forbidden in bans.filter(|place| is_ban(place)) {
+        let blocks = blocks.follow(&forbidden.directive.keyword).into_iter();
+        // What stands in harden's own files is meant so.
+        for (block, chosen) in blocks.filter(|(block, _)| !is_own(block.path)) {
             let winner = chosen.followed.first().filter(|winner| !forbids(winner));
             let Some(winner) = winner else { continue };
             let criteria = block.directive.rest.trim();

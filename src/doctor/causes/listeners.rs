@@ -166,10 +166,11 @@ fn command_line(sight: &Sight) -> Option<Finding> {
     let words = if line.running.is_empty() { line.all() } else { line.running.clone() };
     let option = options::parse(&words).into_iter().find(|option| option.sets_any(&keywords))?;
     let family = option.sets_any(&["AddressFamily".to_owned()]);
+    let in_file = options::parse(&line.words).contains(&option);
     let option = option.words.join(" ");
     let name = &sight.case.observed.service.name;
     // Only what stands in the environment file is for harden to rewrite.
-    let file = line.file.as_ref().filter(|_| line.words.join(" ").contains(&option));
+    let file = line.file.as_ref().filter(|_| in_file);
     let at = file.map(|file| file.path.display().to_string());
     let at = at.unwrap_or_else(|| format!("systemctl cat {name}"));
     let fix = match (file, family) {

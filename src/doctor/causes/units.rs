@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{command, does, finding, list, says};
 use crate::concern::listening::configured;
 use crate::doctor::{Case, Finding, Fix, Sight};
-use crate::observe::{NOT_TO_BE_RUN, Owner};
+use crate::observe::{NOT_TO_BE_RUN, Owner, Verdict};
 use crate::sys::units::{Unit, directives};
 
 /// systemd holds the port.
@@ -114,7 +114,21 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
     if let Some(found) = condition(sight, &evidence) {
         return found;
     }
-    if service.active == "failed" {
+    if let (Verdict::Valid(_), Verdict::Invalid(said)) = (&sight.case.files, &observed.effective) {
+        let words = observed.command_line.all().join(" ");
+        let said = said.lines().next().unwrap_or(said);
+        return finding(
+            "command-line",
+            format!("sshd refuses its command line, and {name} does not start"),
+            [evidence, vec![format!("sshd -t {words}: {said}")]].concat(),
+            Fix::Advice(format!(
+                "correct the option where `systemctl cat {name}` shows it; then systemctl reset-failed \
+                 {name}; systemctl restart {name}"
+            )),
+        );
+    }
+    // One that fails again and again is `activating` in between.
+    if service.active == "failed" || service.active == "activating" {
         return finding(
             "failed",
             format!("{name} has failed ({})", service.result),
