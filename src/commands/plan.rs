@@ -4,14 +4,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use harden::error::{Error, Refusal, exit};
+use harden::lockout::{self, Risk};
 use harden::observe::{self, Ahead, Observed};
 use harden::plan::{Plan, plan};
 use harden::report::{human, json};
 use harden::saved::SavedPlan;
 use harden::spec::{self, Spec};
 use harden::sys::files::Meta;
-use harden::sys::{self, Files, Image};
-use harden::{lockout, transaction, validate};
+use harden::sys::{self, Files, Image, SysError};
+use harden::{transaction, validate};
 
 use super::input::read_input;
 use super::{complain, print_json, say};
@@ -75,8 +76,8 @@ pub(super) fn refuse_open(files: &Files) -> Result<(), Refusal> {
 
 /// Plans, lets sshd read the result, and refuses what would lock an administrator out.
 pub(super) fn checked_plan(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan, Error> {
-    let plan = validated(files, spec, observed)?;
-    lockout::refuse(&lockout::risks(files, &spec.safety.admins, observed, &plan)?)?;
+    let (plan, risks) = examined(files, spec, observed)?;
+    lockout::refuse(&risks)?;
     Ok(plan)
 }
 
@@ -86,28 +87,36 @@ pub(super) fn forced_plan(
     spec: &Spec,
     observed: &Observed,
 ) -> Result<(Plan, Vec<String>), Error> {
-    let mut plan = validated(files, spec, observed)?;
-    let risks = lockout::risks(files, &spec.safety.admins, observed, &plan)?;
+    let (mut plan, risks) = examined(files, spec, observed)?;
     let risks: Vec<String> = risks.into_iter().map(|risk| risk.message).collect();
     plan.warnings.extend(risks.iter().map(|risk| format!("--force-lockout-risk: {risk}")));
     Ok((plan, risks))
 }
 
-fn validated(files: &Files, spec: &Spec, observed: &Observed) -> Result<Plan, Error> {
+fn examined(files: &Files, spec: &Spec, observed: &Observed) -> Result<(Plan, Vec<Risk>), Error> {
     validate::answers(observed)?;
     validate::remembered(spec, &observed.release)?;
     let mut plan = plan(spec, observed)?;
+    let risks = |plan: &Plan| lockout::risks(files, &spec.safety.admins, observed, plan);
     if plan.candidate == observed.config {
-        return Ok(plan);
+        let risks = risks(&plan)?;
+        return Ok((plan, risks));
     }
-    let effective = validate::candidate(files, spec, &plan, &observed.release)?;
+    // Both ask sshd, and wait for it.
+    let (effective, risks) = std::thread::scope(|scope| {
+        let risks = scope.spawn(|| risks(&plan));
+        (validate::candidate(files, spec, &plan, &observed.release), risks.join())
+    });
+    let effective = effective?;
+    let lost = |_| SysError::new("cannot tell who would be locked out", "the look is lost");
+    let risks = risks.map_err(lost)??;
     plan.warnings.extend(effective.as_ref().and_then(|then| validate::passwords_stay(&plan, then)));
     if effective.is_none() {
         let unseen = "sshd has not read the planned files, and who would be locked out is not known: \
                       that needs root";
         plan.warnings.push(unseen.to_owned());
     }
-    Ok(plan)
+    Ok((plan, risks))
 }
 
 fn save(files: &Files, out: &Path, spec: &Path, saved: &SavedPlan) -> Result<(), Error> {

@@ -9,17 +9,22 @@ mod access;
 mod keys;
 mod pam;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use access::{Obstacle, obstacle};
 use keys::{Key, Keys, Opened, opened};
 
+use crate::concern::sshd_config::{earlier_lines, is_own};
 use crate::error::{Error, Refusal};
 use crate::observe::{Listener, Observed, Verdict, ask_sshd};
 use crate::plan::{Plan, held};
 use crate::sshd::Effective;
 use crate::sshd::criteria::test_of;
+use crate::sshd::keywords::same;
+use crate::sshd::syntax::parse_line;
 use crate::sys::process::Session;
 use crate::sys::users::{self, User};
 use crate::sys::{self, Files};
@@ -65,6 +70,8 @@ struct View<'v> {
     /// sshd's command line.
     options: &'v [String],
     way: Way,
+    /// What sshd has said already, for whom and from where.
+    said: RefCell<BTreeMap<(String, IpAddr), Option<Effective>>>,
 }
 
 /// How people come in.
@@ -110,18 +117,28 @@ impl Way {
     }
 }
 
-impl View<'_> {
+impl<'v> View<'v> {
+    fn new(main: Option<&'v Path>, options: &'v [String], way: Way) -> Self {
+        Self { main, options, way, said: RefCell::default() }
+    }
+
     /// What is in effect for a user; `None` where sshd does not say.
     fn of(&self, admin: &Admin) -> Option<Effective> {
         let Way { from, to, port } = self.way;
         let from = admin.from.unwrap_or(from);
+        let whom = (admin.user.name.clone(), from);
+        if let Some(said) = self.said.borrow().get(&whom) {
+            return said.clone();
+        }
         let options = test_of(&admin.user.name, from, SocketAddr::new(to, port));
         let options: Vec<String> =
             options.into_iter().chain(self.options.iter().cloned()).collect();
-        match ask_sshd(self.main, &options) {
+        let said = match ask_sshd(self.main, &options) {
             Verdict::Valid(effective) => Some(effective),
             _ => None,
-        }
+        };
+        self.said.borrow_mut().insert(whom, said.clone());
+        said
     }
 }
 
@@ -148,9 +165,8 @@ pub fn risks(
     let scratch = Scratch::new(files)?;
     let main = scratch.mirror(&plan.candidate)?;
     let way = Way::now(before);
-    let now = View { main: None, options: &options, way };
-    let way = way.then(&plan.expect.endpoints);
-    let then = View { main: Some(&main), options: &plan.options, way };
+    let now = View::new(None, &options, way);
+    let then = View::new(Some(&main), &plan.options, way.then(&plan.expect.endpoints));
     let keys = Keys { files, folder: scratch.folder() };
 
     let mut risks: Vec<Risk> = unknown(listed).collect();
@@ -193,7 +209,9 @@ pub fn risks(
         });
     }
     risks.extend(session(&admins, &now, &then, &keys));
-    risks.extend(passwords(&admins, &now, &then, &keys));
+    if is_about_passwords(before, plan) {
+        risks.extend(passwords(&admins, &now, &then, &keys));
+    }
     Ok(risks)
 }
 
@@ -280,6 +298,24 @@ fn session(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Ris
     let fix =
         format!("add a key of {name}'s that the plan accepts, and open a session with it first");
     Some(Risk { message, fix })
+}
+
+/// Whether a plan sets, or takes back, what decides whether passwords are taken.
+fn is_about_passwords(before: &Observed, plan: &Plan) -> bool {
+    const DECIDE: [&str; 4] = [
+        "PasswordAuthentication",
+        "KbdInteractiveAuthentication",
+        "UsePAM",
+        "AuthenticationMethods",
+    ];
+    let expect = &plan.expect;
+    let blocks = expect.matches.iter().flat_map(|(_, values)| values);
+    let values = expect.settings.iter().chain(blocks).map(|(keyword, _)| keyword.clone());
+    // Also in the blocks of an earlier spec.
+    let own = before.config.files.iter().filter(|file| is_own(&file.path));
+    let own = own.flat_map(|file| file.text.lines().filter_map(parse_line));
+    let earlier = earlier_lines(&before.config).into_iter().chain(own).map(|line| line.keyword);
+    values.chain(earlier).any(|keyword| DECIDE.iter().any(|other| same(other, &keyword)))
 }
 
 /// Passwords go, and nobody has a key.

@@ -41,6 +41,11 @@ impl ConfigTree {
         self.files.iter().find(|file| file.path == path)
     }
 
+    /// Whether a word, in lower case, stands anywhere in the files.
+    pub fn mentions(&self, word: &str) -> bool {
+        self.files.iter().any(|file| file.text.to_ascii_lowercase().contains(word))
+    }
+
     pub(super) fn included_by(&self, pattern: &str) -> &[PathBuf] {
         self.includes.get(&absolute(pattern)).map_or(&[], Vec::as_slice)
     }

@@ -65,9 +65,11 @@ pub(crate) fn rewrite(
     let wanted = Wanted { values: &spec.ssh.values(), blocks: &spec.ssh.blocks() };
     let (candidate, placed) = place(&tree, &lines, &blocks, &keywords, &wanted, release)?;
 
-    let then = Reading::new(&candidate, release.clone());
-    if let (Ok(now), Ok(then)) = (Reading::new(&observed.config, release.clone()), then) {
-        methods::refuse_emptied(&now, &then)?;
+    if candidate.mentions("authenticationmethods") {
+        let then = Reading::new(&candidate, release.clone());
+        if let (Ok(now), Ok(then)) = (Reading::new(&observed.config, release.clone()), then) {
+            methods::refuse_emptied(&now, &then)?;
+        }
     }
 
     let mut files = Vec::new();
@@ -151,6 +153,9 @@ fn dropped_blocks(tree: &ConfigTree, blocks: &[MatchBlock]) -> Vec<String> {
 
 /// Match blocks for a port on which sshd listens no more: what they say of it applies to nobody.
 fn left_behind(candidate: &ConfigTree, observed: &Observed, listening: &Listening) -> Vec<String> {
+    if !candidate.mentions("localport") {
+        return Vec::new();
+    }
     let Ok(reading) = Reading::new(candidate, observed.release.clone()) else { return Vec::new() };
     let Ok(blocks) = reading.blocks() else { return Vec::new() };
     let (were, are) = (ports(&held(observed)), ports(&listening.endpoints));
