@@ -187,7 +187,10 @@ fn read_answer(log: &str) -> Answer {
         .map(str::trim)
         .rfind(|line| !line.is_empty() && !line.starts_with("debug1:"))
         .unwrap_or("the client gave no reason");
-    Answer::Failed(said.to_owned())
+    // It was there, and went before it had said who it is: so does libwrap (hosts_access(5)).
+    let unwanted = said.contains("kex_exchange_identification");
+    let hint = if unwanted { "; does /etc/hosts.deny turn this host itself away?" } else { "" };
+    Answer::Failed(format!("{said}{hint}"))
 }
 
 #[cfg(test)]
@@ -233,5 +236,8 @@ mod tests {
             ),
             Answer::Failed("ssh: connect to host ::1 port 9: Connection refused".into())
         );
+        let reset = "kex_exchange_identification: read: Connection reset by peer";
+        let Answer::Failed(why) = read_answer(reset) else { panic!("it is no answer") };
+        assert!(why.starts_with(reset) && why.contains("hosts.deny"), "{why}");
     }
 }

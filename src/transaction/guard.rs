@@ -213,17 +213,37 @@ pub(super) fn stand_down(machine: &dyn Machine, id: &str, records: &[Record]) {
     }
     heed(machine.files().remove_tree(&bridge::folder(id)));
     heed(machine.files().put(&pinned(id), &Image::Absent));
-    // A decision that was killed before it was made.
-    for path in machine.files().list(Path::new(STATE)) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') && name.contains(id) {
-            heed(machine.files().put(&path, &Image::Absent));
-        }
-    }
+    heed(discard_unmade(machine.files(), id));
 }
 
-/// Clears away what closed transactions have left, where the power was cut just then.
+/// Removes what is left of decisions that were killed before they were made.
+fn discard_unmade(files: &Files, id: &str) -> Result<()> {
+    for path in files.list(Path::new(STATE)) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') && name.contains(id) {
+            files.put(&path, &Image::Absent)?;
+        }
+    }
+    Ok(())
+}
+
+/// Clears away what closed transactions have left, where the power was cut just then; or where somebody who
+/// came too late to decide was killed meanwhile.
 pub fn clear_up(machine: &dyn Machine) {
+    let unmade = |path: &Path| {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+    };
+    let ids = if machine.files().list(Path::new(STATE)).iter().any(|path| unmade(path)) {
+        journal::ids(machine.files())
+    } else {
+        Vec::new()
+    };
+    for id in ids {
+        let closed = journal::read(machine.files(), &id).is_ok_and(|all| !journal::is_open(&all));
+        if closed && let Err(error) = discard_unmade(machine.files(), &id) {
+            tracing::debug!(%error, "left of {id}");
+        }
+    }
     for path in machine.files().list(Path::new(STATE)) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some(id) = name.strip_suffix(".harden") else { continue };

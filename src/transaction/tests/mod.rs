@@ -289,3 +289,21 @@ fn a_way_back_that_fails_leaves_a_way_in() {
     assert!(fake.host.borrow().active.contains_key(SOCKET));
     assert_eq!(fake.host.borrow().deaf, Vec::<String>::new());
 }
+
+/// Who came too late to decide, and was killed then, leaves a file: the next harden takes it away, unless its
+/// transaction is open.
+#[test]
+fn decisions_that_were_never_made_are_cleared_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::new(folder.path());
+    let id = begin(&fake, 2222, Confirm::Probe);
+    let left = Path::new(STATE).join(format!("..{id}.decision.harden-new.0e.harden-new"));
+    let leave = || fake.files().scratch(&left, b"x").unwrap();
+    leave();
+    guard::clear_up(&fake);
+    assert!(fake.files().exists(&left), "it is open");
+    work(&fake, &id).unwrap().unwrap();
+    leave();
+    guard::clear_up(&fake);
+    assert!(!fake.files().exists(&left));
+}
