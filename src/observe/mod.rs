@@ -224,7 +224,8 @@ impl Observed {
         for (was, is) in [(&self.socket, &now.socket), (&self.service, &now.service)] {
             // In socket mode sshd comes and goes with the connections.
             let on_demand = self.socket.is_active() && now.socket.is_active();
-            let comes_and_goes = matches!(is.active.as_str(), "active" | "inactive");
+            let comes_and_goes =
+                matches!(is.active.as_str(), "active" | "inactive" | "activating" | "deactivating");
             // Nobody can make a unit fail that did not run: it is as good as never started.
             let rests = |unit: &Unit| matches!(unit.active.as_str(), "failed" | "inactive");
             let same_run = was.active == is.active
@@ -306,4 +307,36 @@ fn compare<K: Ord + Clone, V: PartialEq>(
         .filter(|key| was.get(key) != is.get(key))
         .map(|key| say(key, was.get(key), is.get(key)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ssh.socket starts sshd for a connection at any moment: that is no difference. Without it, it is one.
+    #[test]
+    fn sshd_comes_and_goes_in_socket_mode() {
+        let unit = |name: &str, active: &str| Unit {
+            name: name.to_owned(),
+            active: active.to_owned(),
+            ..Unit::default()
+        };
+        let host = |socket: &str, service: &str| Observed {
+            socket: unit("ssh.socket", socket),
+            service: unit("ssh.service", service),
+            ..Observed::default()
+        };
+        for now in ["active", "activating", "deactivating", "inactive"] {
+            let was = host("active", "inactive");
+            assert_eq!(was.differences(&host("active", now), false), Vec::<String>::new(), "{now}");
+        }
+        assert_eq!(
+            host("active", "inactive").differences(&host("active", "failed"), false).len(),
+            0
+        );
+        assert_eq!(
+            host("inactive", "active").differences(&host("inactive", "activating"), false).len(),
+            1
+        );
+    }
 }
