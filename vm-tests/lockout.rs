@@ -311,14 +311,15 @@ fn the_key_of_this_session_stays() {
         said.contains("the key with which root opened this session would not be taken"),
         "{said}"
     );
-    // A line that ties it, a word that sshd does not know, a folder that is closed: none is a key.
-    for line in ["restrict,command=\"x\"", "no-pyt"] {
-        machine.sh(&format!("cp other.pub /etc/ssh/keys/root; sed 's/^/{line} /; p; s/^[^ ]* //' .ssh/authorized_keys >> /etc/ssh/keys/root"));
-        if line == "no-pyt" {
-            machine.sh("sed -i '$d' /etc/ssh/keys/root");
-        }
+    // A line that ties it counts before one that does not; one with a word that sshd does not know is none.
+    for (first, then) in
+        [("restrict,command=\"x\" ", "cat .ssh/authorized_keys"), ("no-pyt ", "true")]
+    {
+        machine.sh(&format!(
+            "{{ cat other.pub; sed 's/^/{first}/' .ssh/authorized_keys; {then}; }} > /etc/ssh/keys/root"
+        ));
         let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
-        assert!(unwrapped(&refused).contains("opened this session"), "{line}: {refused:?}");
+        assert!(unwrapped(&refused).contains("opened this session"), "{first}: {refused:?}");
     }
     machine.sh("cp other.pub /etc/ssh/keys/root; cat .ssh/authorized_keys >> /etc/ssh/keys/root");
     machine.ssh(22, "harden apply -y spec.yaml").code(0);
@@ -354,7 +355,10 @@ fn accounts_folders_and_sessions_count() {
     for (settings, why) in [
         ("{MaxSessions: 0}", "MaxSessions 0 opens no session"),
         ("{ChrootDirectory: /var/empty}", "ChrootDirectory /var/empty leaves nothing"),
-        ("{AuthorizedKeysFile: /etc/ssh/keys/%u}", "deploy cannot read /etc/ssh/keys/deploy"),
+        (
+            "{AuthorizedKeysFile: /etc/ssh/keys/%u}",
+            "/etc/ssh/keys is closed hint: chmod go+rX /etc/ssh/keys",
+        ),
         ("{AllowGroups: [nosuch]}", "create the group, with deploy in it"),
         ("{PubkeyAcceptedAlgorithms: -ssh-ed25519}", "give deploy a key first that it takes"),
     ] {

@@ -43,16 +43,13 @@ pub(crate) fn rewrite(
         .filter(|option| option.sets_any(&keywords))
         .map(|option| option.words.join(" "))
         .collect();
-    let kept = match removed.as_slice() {
-        [] => line.words.clone(),
-        _ => options::without(&line.words, &keywords),
-    };
+    if removed.is_empty() {
+        return Ok(Rewritten { words: line.settings(), ..Rewritten::default() });
+    }
+    let kept = options::without(&line.words, &keywords);
     let mut after = line.clone();
     after.words.clone_from(&kept);
     let words = after.settings();
-    if removed.is_empty() {
-        return Ok(Rewritten { words, ..Rewritten::default() });
-    }
     let Some(file) = &line.file else { return Ok(Rewritten { words, ..Rewritten::default() }) };
     let assignment = format!("{}=\"{}\"", line.variable, kept.join(" "));
     let at = options::variable(&file.text, &line.variable).map(|found| found.line);

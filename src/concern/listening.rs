@@ -110,11 +110,13 @@ pub(crate) fn desired(
         Mode::Socket => observed.socket.name.clone(),
     };
     let effective = effective(observed, globally);
-    if let Some(scoped) = effective.get("listenaddress").iter().find(|at| at.contains('%')) {
+    let all_named = asked.listen.is_some() && asked.ports.is_some();
+    let mut addresses = effective.get("listenaddress").iter();
+    if let Some(scoped) = addresses.find(|at| at.contains('%') && !all_named) {
         return Err(Refusal::new(
             "scoped-address",
             format!("sshd listens on {scoped}, an address with a zone, and harden knows none"),
-            "take that ListenAddress away, or name addresses without a zone in `listen`",
+            "take that ListenAddress away, or name `port`, and addresses without a zone in `listen`",
         ));
     }
     let now = present(mode, observed, &effective);

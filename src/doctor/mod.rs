@@ -65,16 +65,6 @@ pub fn diagnose(case: &Case) -> Vec<Finding> {
         findings.extend(causes::listeners(&sight));
     }
     findings.extend(causes::shadowed(case));
-    if case.observed.config.files.iter().any(|file| is_own(&file.path)) {
-        // A spec is the whole truth: this one alone would take back what another one says.
-        for finding in &mut findings {
-            if let Fix::Spec(section) = &finding.fix {
-                let advice =
-                    format!("let the `ssh` section of your spec say `{section}`, and apply it");
-                finding.fix = Fix::Advice(advice);
-            }
-        }
-    }
     findings
 }
 
@@ -126,6 +116,17 @@ impl<'c> Sight<'c> {
     fn ports(&self) -> String {
         let ports = ports(&self.wanted);
         ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    /// A remedy that is a spec. Where another one stands already it has to be part of that: a spec is the whole
+    /// truth, and this one alone would take back what that says.
+    fn spec(&self, section: String) -> Fix {
+        if self.case.observed.config.files.iter().any(|file| is_own(&file.path)) {
+            return Fix::Advice(format!(
+                "let the `ssh` section of your spec say `{section}`, and apply it"
+            ));
+        }
+        Fix::Spec(section)
     }
 
     fn agrees(&self) -> bool {

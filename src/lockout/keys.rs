@@ -57,8 +57,9 @@ impl Keys<'_> {
             };
             return Some((why, format!("put one there: ssh-copy-id {name}@HOST")));
         };
-        let taken = keys.iter().any(|key| self.objection(key, admin, effective).is_none());
-        if taken { None } else { self.objection(first, admin, effective) }
+        let objection = self.objection(first, admin, effective)?;
+        let taken = |key: &Key| self.objection(key, admin, effective).is_none();
+        if keys.iter().skip(1).any(taken) { None } else { Some(objection) }
     }
 
     /// The keys that can be parsed, in the files that a configuration names.
@@ -75,14 +76,18 @@ impl Keys<'_> {
 
     /// A key as ssh-keygen(1) reads it; `None` where it does not.
     fn key(&self, line: FreeKey, file: &Path) -> Option<Key> {
-        let copy = self.folder.join("key.pub");
-        self.files.scratch(&copy, format!("{}\n", line.line).as_bytes()).ok()?;
-        let keygen = Command::new(Path::new("/usr/bin/ssh-keygen"));
-        let told =
-            keygen.args(["-l", "-E", "sha256", "-f"]).arg(copy.display().to_string()).run().ok()?;
-        let mut words = told.stdout.split(' ');
+        let told = self.keygen(&line, &["-l", "-E", "sha256", "-f"])?;
+        let mut words = told.split(' ');
         let (bits, fingerprint) = (words.next()?.parse().ok()?, words.next()?.to_owned());
         Some(Key { line, bits, fingerprint, file: file.to_owned() })
+    }
+
+    /// What ssh-keygen(1) says of a key, a file with which follows the arguments.
+    fn keygen(&self, line: &FreeKey, args: &[&str]) -> Option<String> {
+        let copy = self.folder.join("key.pub");
+        self.files.scratch(&copy, format!("{}\n", line.line).as_bytes()).ok()?;
+        let keygen = Command::new(Path::new("/usr/bin/ssh-keygen")).args(args.iter().copied());
+        Some(keygen.arg(copy.display().to_string()).run().ok()?.stdout)
     }
 
     /// Why a key is not taken, and what to do about it.
@@ -93,7 +98,7 @@ impl Keys<'_> {
         effective: &Effective,
     ) -> Option<(String, String)> {
         let user = &admin.user;
-        let FreeKey { algorithm, from, expires, .. } = &key.line;
+        let FreeKey { algorithm, .. } = &key.line;
         let accepted = effective.get("pubkeyacceptedalgorithms").join(",");
         let signatures: &[&str] = match algorithm.as_str() {
             "ssh-rsa" => &["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"],
@@ -101,28 +106,21 @@ impl Keys<'_> {
         };
         let name = &user.name;
         let path = key.file.display();
-        if !self.can_read(user, &key.file) {
-            let fix = format!("chown {name} {path}, or chmod go+r {path}");
-            return Some((format!("{name} cannot read {path}, and sshd reads it as {name}"), fix));
+        if let Some(closed) = self.closed_to(user, &key.file) {
+            let why = if closed == key.file {
+                format!("{name} cannot read {path}, and sshd reads it as {name}")
+            } else {
+                let folder = closed.display();
+                format!(
+                    "{name} cannot read {path}, and sshd reads it as {name}: {folder} is closed"
+                )
+            };
+            let fix = format!("chmod go+rX {0}, or chown {name} {0}", closed.display());
+            return Some((why, fix));
         }
-        if let Some(objection) = self.revoked(key, name, effective) {
+        let objection = self.revoked(key, name, effective);
+        if let Some(objection) = objection.or_else(|| limit(key, admin, effective)) {
             return Some(objection);
-        }
-        if let Some(end) = expires.as_ref().filter(|end| end.is_before(&jiff::Zoned::now())) {
-            let why = format!("{name}'s key in {path} has expired (expiry-time={end})");
-            return Some((why, format!("put another key there, or change expiry-time in {path}")));
-        }
-        // A name that sshd looks up may stand for anybody.
-        let by_address = effective.get("usedns").first().is_none_or(|value| value != "yes");
-        let client = admin.from.filter(|_| by_address);
-        if let (Some(list), Some(client)) = (from, client)
-            && !comes_from(client, list)
-        {
-            let why = format!(
-                "{name}'s key in {path} is taken from {list} alone, and not from {}",
-                client.to_canonical()
-            );
-            return Some((why, format!("widen from= in {path}, or put another key there")));
         }
         let takes = |name: &str| accepted.is_empty() || pattern_list(name, &accepted) == Some(true);
         let another = if takes("ssh-ed25519") {
@@ -160,20 +158,17 @@ impl Keys<'_> {
             let why = format!("RevokedKeys {list} cannot be read, so sshd takes no key at all");
             return Some((why, format!("create {list}, or set RevokedKeys none")));
         };
-        let copy = self.folder.join("asked.pub");
-        self.files.scratch(&copy, format!("{}\n", key.line.line).as_bytes()).ok()?;
-        let keygen = Command::new(Path::new("/usr/bin/ssh-keygen"));
-        let told = keygen.args(["-Q", "-f", list]).arg(copy.display().to_string()).run().ok()?;
+        let told = self.keygen(&key.line, &["-Q", "-f", list])?;
         let listed = String::from_utf8_lossy(&text).contains(&key.line.line);
-        (listed || told.stdout.contains("REVOKED")).then(|| {
+        (listed || told.contains("REVOKED")).then(|| {
             let print = &key.fingerprint;
             let fix = format!("take the key off {list}, or give {name} another one first");
             (format!("RevokedKeys {list} has {name}'s key {print}"), fix)
         })
     }
 
-    /// Whether a user can read a file, by its mode and those of the folders on the way.
-    fn can_read(&self, user: &User, file: &Path) -> bool {
+    /// What keeps a user from reading a file: its own mode, or that of a folder on the way.
+    fn closed_to(&self, user: &User, file: &Path) -> Option<PathBuf> {
         let groups = user.group_ids();
         let may = |path: &Path, bits: u32| {
             let Some(meta) = self.files.metadata(path) else { return false };
@@ -186,9 +181,12 @@ impl Keys<'_> {
             };
             meta.mode() & bits != 0
         };
+        if user.uid == 0 {
+            return None;
+        }
         let real = self.files.resolve(file);
-        user.uid == 0
-            || (may(&real, 0o4) && real.ancestors().skip(1).all(|folder| may(folder, 0o1)))
+        let folder = real.ancestors().skip(1).find(|folder| !may(folder, 0o1));
+        folder.map(Path::to_owned).or_else(|| (!may(&real, 0o4)).then(|| file.to_owned()))
     }
 
     /// What others can write on the way to a file, up to the home folder (misc.c, `safe_path`); as Debian
@@ -209,6 +207,22 @@ impl Keys<'_> {
         }
         None
     }
+}
+
+/// What the options of its line say against a key (sshd(8)).
+fn limit(key: &Key, admin: &Admin, effective: &Effective) -> Option<(String, String)> {
+    let FreeKey { from, expires, .. } = &key.line;
+    let (name, path) = (&admin.user.name, key.file.display());
+    if let Some(end) = expires.as_ref().filter(|end| end.is_before(&jiff::Zoned::now())) {
+        let why = format!("{name}'s key in {path} has expired (expiry-time={end})");
+        return Some((why, format!("put another key there, or change expiry-time in {path}")));
+    }
+    // A name that sshd looks up may stand for anybody.
+    let by_address = effective.get("usedns").first().is_none_or(|value| value != "yes");
+    let client = admin.from.filter(|_| by_address)?.to_canonical();
+    let list = from.as_ref().filter(|list| !comes_from(client, list))?;
+    let why = format!("{name}'s key in {path} is taken from {list} alone, and not from {client}");
+    Some((why, format!("widen from= in {path}, or put another key there")))
 }
 
 fn places(user: &User, effective: &Effective) -> Vec<PathBuf> {

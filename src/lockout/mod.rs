@@ -20,7 +20,7 @@ use keys::{Key, Keys, Opened, opened};
 use crate::concern::sshd_config::{earlier_lines, is_own};
 use crate::error::{Error, Refusal};
 use crate::observe::{Listener, Observed, Verdict, ask_sshd};
-use crate::plan::{Plan, held};
+use crate::plan::{Plan, held, serves};
 use crate::sshd::Effective;
 use crate::sshd::criteria::test_of;
 use crate::sshd::keywords::same;
@@ -79,9 +79,8 @@ struct View<'v> {
 struct Way {
     /// Where from, for those of whom it is not known.
     from: IpAddr,
-    /// The address of this host.
-    to: IpAddr,
-    port: u16,
+    /// Where they arrive.
+    to: SocketAddr,
 }
 
 impl Way {
@@ -95,24 +94,20 @@ impl Way {
         let to = session.map_or(SocketAddr::new(here, port), |session| session.server);
         Self {
             from: session.map_or(IpAddr::from([198, 51, 100, 1]), |session| session.client.ip()),
-            to: to.ip().to_canonical(),
-            port: to.port(),
+            to: SocketAddr::new(to.ip().to_canonical(), to.port()),
         }
     }
 
     /// As they will: where they do now, if sshd still listens there.
     fn then(self, endpoints: &[SocketAddr]) -> Self {
-        let reaches = |at: &&SocketAddr| {
-            let any = at.ip().is_unspecified() && at.is_ipv4() == self.to.is_ipv4();
-            any || at.ip() == self.to
-        };
-        if endpoints.iter().filter(reaches).any(|at| at.port() == self.port) {
-            return self;
-        }
-        match endpoints.iter().find(reaches).or(endpoints.first()) {
+        let serves = |at: &&SocketAddr| serves(&[**at], self.to.ip());
+        let stays = endpoints.iter().filter(serves).any(|at| at.port() == self.to.port());
+        match endpoints.iter().find(serves).or(endpoints.first()).filter(|_| !stays) {
             None => self,
-            Some(at) if at.ip().is_unspecified() => Self { port: at.port(), ..self },
-            Some(at) => Self { to: at.ip(), port: at.port(), ..self },
+            Some(at) => {
+                let ip = if at.ip().is_unspecified() { self.to.ip() } else { at.ip() };
+                Self { to: SocketAddr::new(ip, at.port()), ..self }
+            }
         }
     }
 }
@@ -124,13 +119,12 @@ impl<'v> View<'v> {
 
     /// What is in effect for a user; `None` where sshd does not say.
     fn of(&self, admin: &Admin) -> Option<Effective> {
-        let Way { from, to, port } = self.way;
-        let from = admin.from.unwrap_or(from);
+        let from = admin.from.unwrap_or(self.way.from);
         let whom = (admin.user.name.clone(), from);
         if let Some(said) = self.said.borrow().get(&whom) {
             return said.clone();
         }
-        let options = test_of(&admin.user.name, from, SocketAddr::new(to, port));
+        let options = test_of(&admin.user.name, from, self.way.to);
         let options: Vec<String> =
             options.into_iter().chain(self.options.iter().cloned()).collect();
         let said = match ask_sshd(self.main, &options) {

@@ -216,31 +216,28 @@ pub(super) fn stand_down(machine: &dyn Machine, id: &str, records: &[Record]) {
     heed(discard_unmade(machine.files(), id));
 }
 
-/// Removes what is left of decisions that were killed before they were made.
+/// What is left of decisions that were killed before they were made.
+fn unmade(files: &Files) -> Vec<PathBuf> {
+    let mut paths = files.list(Path::new(STATE));
+    paths.retain(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+    });
+    paths
+}
+
 fn discard_unmade(files: &Files, id: &str) -> Result<()> {
-    for path in files.list(Path::new(STATE)) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') && name.contains(id) {
-            files.put(&path, &Image::Absent)?;
-        }
-    }
-    Ok(())
+    let of_it = |path: &&PathBuf| path.to_string_lossy().contains(id);
+    unmade(files).iter().filter(of_it).try_for_each(|path| files.put(path, &Image::Absent))
 }
 
 /// Clears away what closed transactions have left, where the power was cut just then; or where somebody who
 /// came too late to decide was killed meanwhile.
 pub fn clear_up(machine: &dyn Machine) {
-    let unmade = |path: &Path| {
-        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-    };
-    let ids = if machine.files().list(Path::new(STATE)).iter().any(|path| unmade(path)) {
-        journal::ids(machine.files())
-    } else {
-        Vec::new()
-    };
+    let files = machine.files();
+    let ids = if unmade(files).is_empty() { Vec::new() } else { journal::ids(files) };
     for id in ids {
-        let closed = journal::read(machine.files(), &id).is_ok_and(|all| !journal::is_open(&all));
-        if closed && let Err(error) = discard_unmade(machine.files(), &id) {
+        let closed = journal::read(files, &id).is_ok_and(|all| !journal::is_open(&all));
+        if closed && let Err(error) = discard_unmade(files, &id) {
             tracing::debug!(%error, "left of {id}");
         }
     }

@@ -2,7 +2,6 @@
 //! and where that leaves none it lets nobody in (auth2.c, `auth2_setup_methods_lists`). Pure.
 
 use crate::error::Refusal;
-use crate::sshd::keywords::same;
 use crate::sshd::reading::{Blocks, Effect, Place, Reading};
 
 /// Methods, the keyword that switches each on or off, and whether it is on where no line says so.
@@ -24,7 +23,7 @@ pub(super) fn refuse_emptied(now: &Reading, then: &Reading) -> Result<(), Refusa
         !before.iter().any(|other| (&other.at, &other.line) == (&found.at, &found.line))
     };
     let after = emptied(then)?;
-    let Some(Emptied { at, line, by, .. }) = after.iter().find(is_new) else { return Ok(()) };
+    let Some(Emptied { at, line, by }) = after.iter().find(is_new) else { return Ok(()) };
     Err(Refusal::new(
         "lockout",
         format!("`{line}` ({at}) would let nobody in: `{by} no` leaves nothing of it"),
@@ -81,12 +80,7 @@ fn empties(
 
 /// What the files say of a keyword, in a block or for everybody.
 fn is_on(keyword: &str, block: Option<usize>, globally: &Effect, blocks: &Blocks) -> Option<bool> {
-    let says = |place: &Place| {
-        let is_it = same(&place.directive.keyword, keyword);
-        is_it.then(|| {
-            place.directive.args.first().is_some_and(|arg| arg.eq_ignore_ascii_case("yes"))
-        })
-    };
+    let says = |place: &Place| Some(place.directive.args.first()?.eq_ignore_ascii_case("yes"));
     let in_block = block.and_then(|id| {
         let all = blocks.follow(keyword);
         let (_, chosen) = all.iter().find(|(block, _)| block.id == id)?;

@@ -2,6 +2,7 @@
 
 mod in_effect;
 mod methods;
+mod warnings;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,12 +12,10 @@ pub(crate) use in_effect::{Wanted, lost, refuse_lost};
 use super::listening::Listening;
 use crate::error::Refusal;
 use crate::observe::{Observed, Verdict};
-use crate::plan::{FileChange, Part, held};
+use crate::plan::{FileChange, Part};
 use crate::spec::{MatchBlock, Spec};
-use crate::sshd::criteria::Criterion;
-use crate::sshd::effective::ports;
 use crate::sshd::keywords::{Follows, follows, same};
-use crate::sshd::reading::{Block, Effect, Place, Problem, Reading};
+use crate::sshd::reading::{Effect, Place, Problem, Reading};
 use crate::sshd::release::Release;
 use crate::sshd::syntax::{Directive, parse_line};
 use crate::sshd::tree::pattern_reads;
@@ -100,9 +99,9 @@ pub(crate) fn rewrite(
     }
     // The new lines come before the old ones go: in between, sshd would serve both ports.
     files.sort_by_key(|file| !is_own(&file.path));
-    let mut warnings = dropped_warnings(&observed.config, &keywords);
-    warnings.extend(dropped_blocks(&observed.config, &spec.ssh.matches));
-    warnings.extend(left_behind(&candidate, observed, listening));
+    let mut warnings = warnings::dropped_values(&observed.config, &keywords);
+    warnings.extend(warnings::dropped_blocks(&observed.config, &spec.ssh.matches));
+    warnings.extend(warnings::left_behind(&candidate, observed, listening));
     Ok(Rewritten { part: Part { files, warnings }, candidate })
 }
 
@@ -139,55 +138,6 @@ pub(crate) fn earlier_lines(tree: &ConfigTree) -> Vec<Directive> {
     let block = main.split_once(BEGIN).and_then(|(_, rest)| Some(rest.split_once(END)?.0));
     let lines = drop_in.lines().chain(block.unwrap_or_default().lines());
     lines.filter_map(parse_line).filter(|line| !line.is("Include")).collect()
-}
-
-/// Match blocks that an earlier spec wrote and this one does not.
-fn dropped_blocks(tree: &ConfigTree, blocks: &[MatchBlock]) -> Vec<String> {
-    let own = tree.files.iter().filter(|file| is_own(&file.path));
-    let criteria = own.flat_map(|file| file.text.lines().filter_map(|l| l.strip_prefix("Match ")));
-    criteria
-        .filter(|criteria| !blocks.iter().any(|block| block.criteria == *criteria))
-        .map(|criteria| format!("the spec no longer has a block for `Match {criteria}`"))
-        .collect()
-}
-
-/// Match blocks for a port on which sshd listens no more: what they say of it applies to nobody.
-fn left_behind(candidate: &ConfigTree, observed: &Observed, listening: &Listening) -> Vec<String> {
-    if !candidate.mentions("localport") {
-        return Vec::new();
-    }
-    let Ok(reading) = Reading::new(candidate, observed.release.clone()) else { return Vec::new() };
-    let Ok(blocks) = reading.blocks() else { return Vec::new() };
-    let (were, are) = (ports(&held(observed)), ports(&listening.endpoints));
-    let is_left = |port: &u16| were.contains(port) && !are.contains(port);
-    let mut seen = BTreeSet::new();
-    let of = |block: Block| {
-        let port = block.criteria.iter().find_map(|criterion| match criterion {
-            Criterion::LocalPort(port) => Some(port).filter(|port| is_left(port)),
-            _ => None,
-        })?;
-        seen.insert(block.id).then(|| {
-            format!(
-                "`Match {}` ({}:{}) applies to nobody any more: sshd would not listen on port {port}",
-                block.directive.rest.trim(),
-                block.path.display(),
-                block.number
-            )
-        })
-    };
-    blocks.lines().filter_map(|place| place.block).filter_map(of).collect()
-}
-
-/// Values that an earlier spec set and this one does not: sshd's own come back.
-fn dropped_warnings(tree: &ConfigTree, keywords: &[String]) -> Vec<String> {
-    earlier_lines(tree)
-        .into_iter()
-        .filter(|line| !keywords.iter().any(|keyword| same(keyword, &line.keyword)))
-        .map(|line| {
-            let (keyword, value) = (&line.keyword, line.args.join(" "));
-            format!("the spec no longer sets `{keyword} {value}`; what applied before comes back")
-        })
-        .collect()
 }
 
 /// The configuration as it would be had harden never written to it.

@@ -26,6 +26,13 @@ pub(crate) fn refuse_unread(observed: &Observed) -> Result<(), Refusal> {
 
 pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
     let (service, socket) = (&observed.service, &observed.socket);
+    if let Some(unit) = [service, socket].into_iter().find(|unit| unit.file == "masked-runtime") {
+        return Err(Refusal::new(
+            "masked-runtime",
+            format!("{} is masked until the next boot", unit.name),
+            format!("systemctl unmask --runtime {}, and plan again", unit.name),
+        ));
+    }
     let runs_masked = |unit: &&Unit| unit.is_masked() && unit.is_active();
     if let Some(unit) = [service, socket].into_iter().find(runs_masked) {
         return Err(Refusal::new(
@@ -35,13 +42,6 @@ pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
                 unit.name
             ),
             format!("systemctl unmask {0}, or stop it, and plan again", unit.name),
-        ));
-    }
-    if let Some(unit) = [service, socket].into_iter().find(|unit| unit.file == "masked-runtime") {
-        return Err(Refusal::new(
-            "masked-runtime",
-            format!("{} is masked until the next boot", unit.name),
-            format!("systemctl unmask --runtime {}, and plan again", unit.name),
         ));
     }
     if observed.not_to_be_run {

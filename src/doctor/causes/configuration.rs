@@ -11,14 +11,11 @@ use crate::sshd::reading::{Place, Problem, Reading};
 /// sshd refuses its configuration.
 pub(in crate::doctor) fn configuration(case: &Case) -> Vec<Finding> {
     let Verdict::Invalid(said) = &case.files else { return Vec::new() };
-    if said.contains("are too open") {
-        return vec![open_host_keys(case, said)];
-    }
-    let keyless = said.contains("no hostkeys available");
-    let said = said.lines().next().unwrap_or(said);
+    let (all, said) = (said, said.lines().next().unwrap_or(said));
     let evidence = vec![format!("sshd -t: {said}")];
-    if keyless {
-        return vec![no_host_keys(case, evidence)];
+    if all.contains("no hostkeys available") {
+        let open = all.contains("are too open");
+        return vec![if open { open_host_keys(case, all) } else { no_host_keys(case, evidence) }];
     }
     let reading = Reading::new(&case.observed.config, case.observed.release.clone());
     let problem = reading.and_then(|reading| reading.globally().map(drop)).err();

@@ -28,7 +28,7 @@ pub(in crate::doctor) fn orphans(sight: &Sight) -> Vec<Finding> {
             command(format!("kill {}", process.pid))
         } else {
             // It is all that lets anybody in.
-            Fix::Spec(format!("{{port: [{}], socket: disabled}}", sight.ports()))
+            sight.spec(format!("{{port: [{}], socket: disabled}}", sight.ports()))
         };
         let main = match service.main_pid {
             0 => "none".to_owned(),
@@ -178,9 +178,9 @@ fn command_line(sight: &Sight) -> Option<Finding> {
             "take `{option}` out of where `systemctl cat {name}` shows it, then systemctl restart {name}"
         )),
         (_, true) => {
-            Fix::Spec(format!("{{port: [{}], listen: [\"0.0.0.0\", \"::\"]}}", sight.ports()))
+            sight.spec(format!("{{port: [{}], listen: [\"0.0.0.0\", \"::\"]}}", sight.ports()))
         }
-        _ => Fix::Spec(format!("{{port: [{}]}}", sight.ports())),
+        _ => sight.spec(format!("{{port: [{}]}}", sight.ports())),
     };
     Some(finding(
         "command-line",
@@ -234,7 +234,7 @@ fn one_family(sight: &Sight) -> Option<Finding> {
         ));
     }
     let fix = if socket.is_active() {
-        Fix::Spec("{listen: [\"0.0.0.0\", \"::\"]}".to_owned())
+        sight.spec("{listen: [\"0.0.0.0\", \"::\"]}".to_owned())
     } else {
         command(format!("systemctl restart {}", service.name))
     };

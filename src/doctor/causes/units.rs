@@ -44,7 +44,7 @@ pub(super) fn held_by_socket(sight: &Sight) -> Finding {
         "socket-owns-port",
         format!("{} owns the port, and `Port` in sshd_config is ignored", socket.name),
         vec![says(sight), does(sight), format!("{listens} ({})", unit.display())],
-        Fix::Spec(format!("{{port: [{}], socket: disabled}}", sight.ports())),
+        sight.spec(format!("{{port: [{}], socket: disabled}}", sight.ports())),
     )
 }
 

@@ -23,7 +23,6 @@ use crate::observe::Observed;
 use crate::sshd::ConfigTree;
 use crate::sshd::criteria::Criterion;
 use crate::sshd::reading::{Place, Reading};
-use crate::sshd::release::Release;
 use crate::sshd::syntax::Directive;
 use crate::sys::probe::Login;
 use crate::sys::users::{self, User};
@@ -158,34 +157,26 @@ fn unproven(why: &str) -> Fault {
 /// Why a probe, which comes from nowhere and arrives nowhere, says nothing: what tells people apart by where
 /// they come from was not there before; or what does so by where they arrive was, and that changes.
 fn by_address(asked: &Asked) -> Option<String> {
-    let Asked { before, candidate, moves, .. } = asked;
-    let at = |tree: &ConfigTree| {
-        let mut all = with_address(tree, &before.release);
-        all.extend(deciding(tree, &before.release, Criterion::asks_for_address));
-        all
+    // sshd has accepted both.
+    let read = |tree| Reading::new(tree, asked.before.release.clone()).ok();
+    let (before, after) = (read(&asked.before.config)?, read(&asked.candidate)?);
+    let from = |reading: &Reading| {
+        let lists = ["AllowUsers", "DenyUsers"].map(|list| reading.everywhere(list));
+        let patterns = lists.into_iter().flatten().flat_map(|line| &line.args);
+        let patterns = patterns.filter(|arg| arg.contains('@')).cloned();
+        patterns.chain(deciding(reading, Criterion::asks_for_address)).collect::<Vec<_>>()
     };
-    let known = at(&before.config);
-    let new = at(candidate).into_iter().find(|found| !known.contains(found));
-    let from = new.map(|found| format!("whom `{found}` means depends on where they come from"));
-    from.or_else(|| {
-        let arrivals = deciding(candidate, &before.release, Criterion::asks_for_arrival);
-        let found = arrivals.into_iter().next().filter(|_| *moves)?;
-        Some(format!("whom `{found}` means depends on where they arrive, and that changes"))
-    })
-}
-
-/// Patterns of users with an address.
-fn with_address(tree: &ConfigTree, release: &Release) -> Vec<String> {
-    // sshd has accepted it.
-    let Ok(reading) = Reading::new(tree, release.clone()) else { return Vec::new() };
-    let lists = ["AllowUsers", "DenyUsers"].map(|list| reading.everywhere(list));
-    let patterns = lists.into_iter().flatten().flat_map(|line| &line.args);
-    patterns.filter(|arg| arg.contains('@')).cloned().collect()
+    let known = from(&before);
+    if let Some(found) = from(&after).into_iter().find(|found| !known.contains(found)) {
+        return Some(format!("whom `{found}` means depends on where they come from"));
+    }
+    let found = deciding(&after, Criterion::asks_for_arrival).into_iter().next();
+    let found = found.filter(|_| asked.moves)?;
+    Some(format!("whom `{found}` means depends on where they arrive, and that changes"))
 }
 
 /// Lines that decide who gets in and stand in a Match block with such a criterion.
-fn deciding(tree: &ConfigTree, release: &Release, is_it: fn(&Criterion) -> bool) -> Vec<String> {
-    let Ok(reading) = Reading::new(tree, release.clone()) else { return Vec::new() };
+fn deciding(reading: &Reading, is_it: fn(&Criterion) -> bool) -> Vec<String> {
     let Ok(blocks) = reading.blocks() else { return Vec::new() };
     let asks = |place: &&Place| {
         let criteria = place.block.map(|block| block.criteria).unwrap_or_default();
