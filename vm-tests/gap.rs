@@ -24,7 +24,7 @@ pub(crate) struct Seen {
     /// How often nobody listened.
     deaf: u64,
     /// The times between two looks at which somebody listened and between which was a deaf one.
-    gaps: Vec<Duration>,
+    pub(crate) gaps: Vec<Duration>,
 }
 
 /// A look that is repeated until the watch is over.

@@ -1,6 +1,7 @@
 //! A port on its way from one owner to the next, and units that were not well before: an sshd that systemd
 //! has lost, a unit that had failed, a stop that takes long, another program that is faster.
 
+use crate::gap::Watch;
 use crate::machine::{Machine, Suite};
 use crate::operator::socket_system;
 use crate::state::{Want, assert_closed, assert_over, unchanged, wait_until_idle};
@@ -32,6 +33,57 @@ fn a_lost_sshd_that_shares_the_sockets_descriptor() {
         machine.reboot();
         machine.apply().code(0);
         assert_over(&mut machine, &Want::service(if spec.contains("2222") { 2222 } else { 22 }));
+    }
+}
+
+/// Replaces what ssh.service checks before it starts by a script that is run as often as it starts.
+fn checks(machine: &Machine, script: &str) {
+    machine.root().write("/usr/local/sbin/check", &format!("#!/bin/sh\n{script}\n"));
+    machine.root().write(
+        "/etc/systemd/system/ssh.service.d/check.conf",
+        "[Service]\nExecStartPre=\nExecStartPre=/usr/local/sbin/check\n",
+    );
+    machine.sh(
+        "chmod 755 /usr/local/sbin/check; systemctl daemon-reload; systemctl restart ssh.service",
+    );
+}
+
+/// ssh.service refuses to start with the new settings: the trial has not hung up for it, so that all in all
+/// the port changes hands twice, to the trial and back.
+#[test]
+fn a_check_of_the_service_fails() {
+    for suite in [Suite::Bookworm, Suite::Trixie] {
+        let machine = Machine::boot(suite, |_| {});
+        checks(&machine, "! grep -qs 'MaxAuthTries 4' /etc/ssh/sshd_config.d/00-harden.conf");
+        machine.spec(SETTINGS);
+        let watch = Watch::table(&machine, &[22]);
+        unchanged(&machine, || machine.apply().code(4));
+        let seen = watch.end();
+        assert_eq!(seen.gaps.len(), 2, "{seen:?}");
+        assert_closed(&machine);
+    }
+}
+
+/// harden is held up just when ssh.service may have the port, so that its sshd finds it taken: by the trial,
+/// or, of one family alone, by somebody else.
+#[test]
+fn the_service_comes_too_early() {
+    let held_up = "p=$(pgrep -f '[.]harden worker'); kill -STOP $p; \
+                   systemd-run --no-block sh -c \"sleep 1; kill -CONT $p\"";
+    let one_family = "systemctl kill 'harden-trial-*.service'; sleep 0.1; \
+                      systemd-run --no-block timeout 0.9 nc -4 -k -l 22; sleep 0.3";
+    for suite in [Suite::Bookworm, Suite::Trixie] {
+        for meanwhile in [held_up, one_family] {
+            let mut machine = Machine::boot(suite, |_| {});
+            let once = "grep -qs 'MaxAuthTries 4' /etc/ssh/sshd_config.d/00-harden.conf || exit 0\n\
+                        mkdir /root/once || exit 0";
+            checks(&machine, &format!("{once}\n{meanwhile}"));
+            machine.spec(SETTINGS);
+            machine.apply().code(0);
+            let journal = machine.sh("journalctl -u ssh.service");
+            assert!(journal.contains("Address already in use"), "{journal}");
+            assert_over(&mut machine, &Want::service(22));
+        }
     }
 }
 

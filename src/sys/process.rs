@@ -36,12 +36,7 @@ pub struct Process {
 impl Process {
     /// Reads a process; `None` where it is gone.
     pub fn read(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name is in parentheses and may hold spaces: count fields behind the last one.
-        let (head, fields) = stat.rsplit_once(')')?;
-        let name = head.split_once('(')?.1.to_owned();
-        let start = fields.split_whitespace().nth(19)?.parse().ok()?;
-        let parent = fields.split_whitespace().nth(1)?.parse().ok()?;
+        let Stat { name, parent, start, .. } = stat(pid)?;
         let program = fs::read_link(format!("/proc/{pid}/exe"))
             .ok()
             .and_then(|exe| Some(exe.file_name()?.to_str()?.to_owned()))
@@ -93,9 +88,9 @@ impl Process {
         (self.pid, self.start) == (other.pid, other.start)
     }
 
-    /// Whether this very process still runs (the id was not given to another one).
+    /// Whether this very process still runs: it has not ended, and the id was not given to another one.
     pub fn lives(&self) -> bool {
-        Self::read(self.pid).is_some_and(|now| now.start == self.start)
+        stat(self.pid).is_some_and(|now| now.start == self.start && now.state != "Z")
     }
 
     /// Ends it with SIGTERM and waits for it to be gone.
@@ -103,20 +98,46 @@ impl Process {
     /// # Errors
     /// Where it cannot be signalled, or is still there after five seconds.
     pub fn end(&self) -> Result<()> {
-        let what = format!("cannot end {} (pid {})", self.name, self.pid);
+        self.terminate()?;
+        if self.await_end(Duration::from_secs(5)) {
+            return Ok(());
+        }
+        Err(SysError::new(self.cannot_end(), "still running 5 s after SIGTERM"))
+    }
+
+    /// Whether it has ended, not well, and its parent has not read that yet.
+    pub fn has_failed(&self) -> bool {
+        stat(self.pid).is_some_and(|now| {
+            (now.start, now.state.as_str()) == (self.start, "Z") && now.exit_code != 0
+        })
+    }
+
+    /// Waits for it to end, at most `limit`; says whether it has.
+    pub fn await_end(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while self.lives() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        true
+    }
+
+    /// Sends it SIGTERM where it lives, and waits for nothing.
+    ///
+    /// # Errors
+    /// Where it cannot be signalled.
+    pub fn terminate(&self) -> Result<()> {
         if !self.lives() {
             return Ok(());
         }
         let pid = Pid::from_raw(i32::try_from(self.pid).unwrap_or(i32::MAX));
-        kill(pid, Signal::SIGTERM).map_err(|error| SysError::new(&what, error))?;
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while self.lives() {
-            if Instant::now() > deadline {
-                return Err(SysError::new(what, "still running 5 s after SIGTERM"));
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
+        kill(pid, Signal::SIGTERM).map_err(|error| SysError::new(self.cannot_end(), error))
+    }
+
+    fn cannot_end(&self) -> String {
+        format!("cannot end {} (pid {})", self.name, self.pid)
     }
 }
 
@@ -148,6 +169,31 @@ impl Session {
         };
         Some(Self { client: end()?, server: end()? })
     }
+}
+
+/// What the kernel says of a process (proc_pid_stat(5)).
+struct Stat {
+    name: String,
+    /// One letter; `Z` for one that has ended and that its parent has not read yet.
+    state: String,
+    parent: u32,
+    start: u64,
+    /// As in wait(2); 0 for one that runs.
+    exit_code: i32,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name is in parentheses and may hold spaces: count fields behind the last one.
+    let (head, fields) = stat.rsplit_once(')')?;
+    let field = |number: usize| fields.split_whitespace().nth(number);
+    Some(Stat {
+        name: head.split_once('(')?.1.to_owned(),
+        state: field(0)?.to_owned(),
+        parent: field(1)?.parse().ok()?,
+        start: field(19)?.parse().ok()?,
+        exit_code: field(49)?.parse().ok()?,
+    })
 }
 
 /// The root of a process that has a mount namespace of its own (`/proc/PID/root`); `None` where it shares
@@ -240,9 +286,11 @@ mod tests {
     fn a_process_that_ended_does_not_live() {
         let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
         let process = Process::read(child.id()).unwrap();
-        assert!(process.lives());
+        assert!(process.lives() && !process.has_failed());
         kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGKILL).unwrap();
+        assert!(process.await_end(Duration::from_secs(10)));
+        assert!(!process.lives() && process.has_failed());
         child.wait().unwrap();
-        assert!(!process.lives());
+        assert!(!process.lives() && !process.has_failed());
     }
 }

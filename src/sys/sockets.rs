@@ -104,7 +104,7 @@ pub fn await_closed(inodes: &BTreeSet<u64>, limit: Duration) -> Result<bool> {
         if Instant::now() > deadline {
             return Ok(false);
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_micros(200));
     }
 }
 

@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use zbus::{Connection, MatchRule, MessageStream, connection};
-use zbus::{OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{ObjectPath, OwnedObjectPath, OwnedVariant, Variant};
 
 use super::{Result, SysError};
 
 const SERVICE: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+const SERVICE_UNIT: &str = "org.freedesktop.systemd1.Service";
 const PATH: &str = "/org/freedesktop/systemd1";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const CALL: Duration = Duration::from_secs(20);
 
 /// The answer where the bus has closed the connection.
@@ -45,6 +48,18 @@ impl Peer {
     {
         let reply =
             self.connection.call_method(self.name, PATH, Some(MANAGER), method, body).await?;
+        reply.body().deserialize()
+    }
+
+    async fn property(
+        &self,
+        path: &str,
+        interface: &str,
+        name: &str,
+    ) -> zbus::Result<OwnedVariant> {
+        let body = (interface, name);
+        let reply =
+            self.connection.call_method(self.name, path, Some(PROPERTIES), "Get", &body).await?;
         reply.body().deserialize()
     }
 
@@ -123,6 +138,19 @@ impl Value {
             Self::OnActive(usec) => Variant::new(vec![("OnActiveSec".to_owned(), *usec)]),
         }
     }
+}
+
+/// How far a service that was asked to start has come (systemd.service(5), `ExecStartPre=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It waits for its turn.
+    Awaited,
+    /// It is checked, by the process with this id.
+    Checked(u32),
+    /// Its main process has begun.
+    Runs,
+    /// It has ended.
+    Over,
 }
 
 /// Properties of a unit, by name.
@@ -229,9 +257,10 @@ impl Systemd {
         self.ask(&format!("cannot read the state of {unit}"), CALL, move |peer| {
             zbus::block_on(async {
                 let path: OwnedObjectPath = peer.call("LoadUnit", &unit).await?;
-                let all = Some("org.freedesktop.DBus.Properties");
-                let reply =
-                    peer.connection.call_method(peer.name, &path, all, "GetAll", &"").await?;
+                let reply = peer
+                    .connection
+                    .call_method(peer.name, &path, Some(PROPERTIES), "GetAll", &"")
+                    .await?;
                 reply.body().deserialize()
             })
         })
@@ -241,10 +270,7 @@ impl Systemd {
     pub fn is_stopping(&self) -> Result<bool> {
         self.ask("cannot read the state of the system", CALL, move |peer| {
             zbus::block_on(async {
-                let all = Some("org.freedesktop.DBus.Properties");
-                let body = (MANAGER, "SystemState");
-                let reply = peer.connection.call_method(peer.name, PATH, all, "Get", &body).await?;
-                let state: OwnedVariant = reply.body().deserialize()?;
+                let state = peer.property(PATH, MANAGER, "SystemState").await?;
                 Ok(state.downcast_ref::<&str>().ok() == Some("stopping"))
             })
         })
@@ -290,6 +316,26 @@ impl Systemd {
         let what = format!("cannot {} {unit}", method.trim_end_matches("Unit").to_lowercase());
         let _: OwnedObjectPath = self.call(&what, method, (unit.to_owned(), "replace"))?;
         Ok(())
+    }
+
+    /// How far a service that was asked to start has come.
+    pub fn start_of(&self, unit: &str) -> Result<Start> {
+        let unit = unit.to_owned();
+        self.ask(&format!("cannot read the state of {unit}"), CALL, move |peer| {
+            zbus::block_on(async {
+                let path: OwnedObjectPath = peer.call("LoadUnit", &unit).await?;
+                // In this order: a job that is gone has left its mark on the state.
+                let job = peer.property(&path, UNIT, "Job").await?;
+                let state = peer.property(&path, UNIT, "SubState").await?;
+                let control = peer.property(&path, SERVICE_UNIT, "ControlPID").await?;
+                Ok(match (state.downcast_ref::<&str>()?, control.downcast_ref::<u32>()?) {
+                    ("start" | "start-post" | "running", _) => Start::Runs,
+                    ("start-pre", check) if check != 0 => Start::Checked(check),
+                    _ if job.downcast_ref::<(u32, ObjectPath)>()?.0 != 0 => Start::Awaited,
+                    _ => Start::Over,
+                })
+            })
+        })
     }
 
     /// Makes a unit that exists until it has ended, or until the next boot, and starts it

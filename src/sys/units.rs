@@ -45,6 +45,8 @@ pub struct Unit {
     pub started: u64,
     /// `ExecStart=` of a service, unexpanded, the program first.
     pub exec_start: Vec<String>,
+    /// Whether a service has any `ExecStartPre=`.
+    pub checks: bool,
     /// `EnvironmentFile=` of a service.
     pub environment_files: Vec<PathBuf>,
     /// `Environment=` of a service, as `NAME=value`.
@@ -92,6 +94,7 @@ impl Unit {
                 .and_then(|value| value.downcast_ref::<u64>().ok())
                 .unwrap_or_default(),
             exec_start: exec_start(all).unwrap_or_default(),
+            checks: all.get("ExecStartPre").is_some_and(|value| !items(value).is_empty()),
             environment_files: first_of_each(all, "EnvironmentFiles")
                 .into_iter()
                 .map(PathBuf::from)

@@ -12,7 +12,7 @@ use crate::observe::{self, Ahead, Observed};
 use crate::plan::Expectation;
 use crate::sys::process::Process;
 use crate::sys::service::StopRequest;
-use crate::sys::systemd::Systemd;
+use crate::sys::systemd::{Start, Systemd};
 use crate::sys::transient::{self, OwnSshd};
 use crate::sys::units::Unit;
 use crate::sys::{Command, Files, Result, SysError, boot_id, sockets};
@@ -26,6 +26,11 @@ pub trait Machine {
     fn job(&self, method: &'static str, unit: &str, limit: Duration) -> Result<()>;
     /// Asks for a unit to stop, without waiting: what is started next and comes after it waits for it.
     fn let_go(&self, unit: &str) -> Result<()>;
+    /// Has an sshd of harden's own hang up for a unit that takes its port, and that is asked to start: as
+    /// late as it may be, where the unit checks something first. Its own unit ends by itself.
+    fn make_way(&self, bridge: &str, taker: &str, limit: Duration) -> Result<()>;
+    /// Whether the main process of a service listens on these endpoints, now or within a second.
+    fn holds(&self, service: &str, endpoints: &[SocketAddr]) -> Result<bool>;
     /// Reads a unit's state.
     fn unit(&self, name: &str) -> Result<Unit>;
     /// Enables a unit file.
@@ -185,6 +190,40 @@ impl RealMachine {
     }
 }
 
+impl RealMachine {
+    /// Asks for the start of a service, and waits until its first check (`ExecStartPre=`) has ended well;
+    /// until its main process wants the port, sshd takes as long again. Where a unit has no checks,
+    /// nothing is asked.
+    fn await_checks(&self, service: &str, limit: Duration) -> Result<()> {
+        let before = self.unit(service)?;
+        if !before.checks {
+            return Ok(());
+        }
+        self.enqueue("StartUnit", service)?;
+        let deadline = Instant::now() + limit;
+        let over = loop {
+            match self.with(|systemd| systemd.start_of(service))? {
+                Start::Checked(_) if Instant::now() > deadline => break "its check does not end",
+                Start::Checked(pid) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    let passed = |check: Process| check.await_end(left) && !check.has_failed();
+                    if Process::read(pid).is_some_and(passed) {
+                        return Ok(());
+                    }
+                }
+                Start::Runs => return Ok(()),
+                Start::Over if self.unit(service)?.started != before.started => return Ok(()),
+                Start::Over => break "its check failed",
+                Start::Awaited if Instant::now() > deadline => break "it waits for something else",
+                Start::Awaited => {}
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        let why = format!("{over}; see journalctl -u {service}");
+        Err(SysError::new(format!("start {service} failed"), why))
+    }
+}
+
 fn job_result(verb: &str, unit: &str, result: &str) -> Result<()> {
     if result == "done" {
         return Ok(());
@@ -220,6 +259,33 @@ impl Machine for RealMachine {
         match self.enqueue("StopUnit", unit) {
             Err(_) if !self.unit(unit)?.exists() => Ok(()),
             other => other,
+        }
+    }
+
+    fn make_way(&self, bridge: &str, taker: &str, limit: Duration) -> Result<()> {
+        let now = self.unit(bridge)?;
+        let Some(sshd) = Process::read(now.main_pid).filter(|_| now.is_active()) else {
+            // systemd may be about to start it again.
+            return self.let_go(bridge);
+        };
+        let held = sockets::inodes_of(sshd.pid)?;
+        self.await_checks(taker, limit.min(JOB))?;
+        sshd.terminate()?;
+        if !sockets::await_closed(&held, CLOSED)? {
+            tracing::warn!("{bridge} was told to end, and somebody still holds its listener");
+        }
+        Ok(())
+    }
+
+    fn holds(&self, service: &str, endpoints: &[SocketAddr]) -> Result<bool> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        loop {
+            let held = sockets::held_by(self.unit(service)?.main_pid)?;
+            let all = endpoints.iter().all(|endpoint| held.contains(endpoint));
+            if all || Instant::now() > deadline {
+                return Ok(all);
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 

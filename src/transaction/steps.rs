@@ -28,8 +28,8 @@ pub(super) fn execute(run: &mut Run, steps: &[(usize, Step)], deadline: Instant)
     Ok(())
 }
 
-/// How many of the steps are one hand-over: units that let go of a port, and the one that takes it, where
-/// systemd keeps the two in order. It does not for a rescue, which waits for nobody.
+/// How many of the steps are one hand-over: whoever lets go of a port, and who takes it. Units and the trial
+/// are kept in order by systemd; for a service the trial makes way. A rescue waits for nobody.
 fn together(steps: &[(usize, Step)]) -> usize {
     let op = |at: usize| steps.get(at).map(|(_, step)| &step.op);
     let stops = (0..steps.len()).take_while(|at| matches!(op(*at), Some(Op::Stop(_)))).count();
@@ -72,17 +72,35 @@ fn perform_all<'s>(
 ) -> Result<()> {
     for (at, (index, step)) in steps.iter().enumerate() {
         point(format_args!("step-{}.before", index + 1))?;
-        if Some(at) == last_to_go {
-            *going = Some(&step.op);
-        }
-        match (&step.op, *going) {
-            (Op::Stop(unit), Some(_)) => run.machine.let_go(unit)?,
-            (Op::Silence(role), Some(_)) => run.machine.let_go(&bridge::unit(&run.id, *role))?,
+        let taker = steps.get(at + 1).map(|(_, step)| &step.op).filter(|_| Some(at) == last_to_go);
+        match (&step.op, taker) {
+            (Op::Stop(unit), Some(_)) => {
+                *going = Some(&step.op);
+                run.machine.let_go(unit)?;
+            }
+            (Op::Silence(role), Some(Op::Start(taker))) => {
+                // Where that fails, it has not hung up, and goes on listening.
+                run.machine.make_way(&bridge::unit(&run.id, *role), taker, left)?;
+                *going = Some(&step.op);
+            }
             (op, _) => perform(run, op, left)?,
+        }
+        if let (Op::Start(unit), Some(Op::Silence(role))) = (&step.op, *going) {
+            take_all(run, unit, *role, left)?;
         }
         point(format_args!("step-{}.after", index + 1))?;
     }
     Ok(())
+}
+
+/// A service that came a moment too early found a port taken, of one family perhaps; now it is free.
+fn take_all(run: &mut Run, unit: &str, from: Role, left: Duration) -> Result<()> {
+    let Some(bridge) = run.bridge(from) else { return Ok(()) };
+    if !unit.ends_with(".service") || run.machine.holds(unit, &bridge.endpoints)? {
+        return Ok(());
+    }
+    forgive(run.machine, unit);
+    perform(run, &Op::Restart(unit.to_owned()), left)
 }
 
 /// The record of a step that is about to be done: the way back goes by these.
@@ -226,7 +244,7 @@ mod tests {
     use crate::plan::Bridge;
 
     #[test]
-    fn a_port_changes_hands_at_once_only_where_systemd_keeps_the_order() {
+    fn a_port_changes_hands_at_once_where_the_trial_takes_or_gives_it() {
         let step = |op| (0, Step { op, why: String::new() });
         let stop = || step(Op::Stop("ssh.service".into()));
         let start = || step(Op::Start("ssh.service".into()));
