@@ -20,27 +20,23 @@ const SCRATCH: &str = "/run/harden";
 
 /// Asks sshd whether it accepts the candidate and whether the spec's values win there.
 ///
-/// Returns what sshd says is in effect, or `None` where it could not be asked (no root).
+/// Returns what sshd says is in effect.
 ///
 /// # Errors
 /// A value or keyword that sshd refuses, or that something else defeats.
 pub fn candidate(
-    files: &Files,
+    scratch: &Scratch,
     spec: &Spec,
     plan: &Plan,
     release: &Release,
-) -> Result<Option<Effective>, Error> {
-    if !sys::is_root() {
-        return Ok(None);
-    }
-    let scratch = Scratch::new(files)?;
-    let main = scratch.mirror(&plan.candidate)?;
-    let effective = match ask_sshd(Some(&main), &plan.options) {
+) -> Result<Effective, Error> {
+    let main = scratch.main();
+    let effective = match ask_sshd(Some(main), &plan.options) {
         Verdict::Valid(effective) => effective,
         Verdict::Unseen(why) => return Err(no_answer(&why).into()),
         Verdict::Invalid(said) => return Err(scratch.refusal(spec, plan, release, &said)),
     };
-    values(&plan.expect.settings, &effective, Some(&main), &plan.options).map_err(|lost| {
+    values(&plan.expect.settings, &effective, Some(main), &plan.options).map_err(|lost| {
         Refusal::new(
             "shadowed",
             format!(
@@ -53,7 +49,7 @@ pub fn candidate(
             "remove the line that wins, or the setting from the spec",
         )
     })?;
-    Ok(Some(effective))
+    Ok(effective)
 }
 
 /// Says so where passwords are switched off under one name, and another one still asks for them.
@@ -175,17 +171,28 @@ fn winner(plan: &Plan, keyword: &str, release: &Release) -> String {
     place.map(|place| format!(" ({place} wins)")).unwrap_or_default()
 }
 
-/// A scratch folder that is removed again.
-pub(crate) struct Scratch<'a> {
+/// A copy of the planned files for sshd to read, in a folder that is removed again.
+#[derive(Debug)]
+pub struct Scratch<'a> {
     files: &'a Files,
     folder: PathBuf,
+    main: PathBuf,
 }
 
 impl<'a> Scratch<'a> {
-    pub(crate) fn new(files: &'a Files) -> Result<Self, Error> {
+    /// Copies the files; their Include lines name the copies.
+    ///
+    /// # Errors
+    /// Where they cannot be written.
+    pub fn of(files: &'a Files, tree: &ConfigTree) -> Result<Self, Error> {
         let folder = Path::new(SCRATCH).join(format!("candidate-{}", sys::random_hex(4)?));
         files.create_folders(&folder, 0o700)?;
-        Ok(Self { files, folder })
+        let (copies, main) = tree.mirrored(&folder, &[]);
+        let scratch = Self { files, folder, main };
+        for (path, text) in copies {
+            files.scratch(&path, text.as_bytes())?;
+        }
+        Ok(scratch)
     }
 
     /// Where it is.
@@ -193,13 +200,9 @@ impl<'a> Scratch<'a> {
         &self.folder
     }
 
-    /// Copies the tree; returns the path of the copied main file.
-    pub(crate) fn mirror(&self, tree: &ConfigTree) -> Result<PathBuf, Error> {
-        let (copies, main) = tree.mirrored(&self.folder, &[]);
-        for (path, text) in copies {
-            self.files.scratch(&path, text.as_bytes())?;
-        }
-        Ok(main)
+    /// The copy of the main file.
+    pub(crate) fn main(&self) -> &Path {
+        &self.main
     }
 
     /// Turns sshd's complaint into an error that points at the spec, or at the file to correct.

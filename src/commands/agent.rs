@@ -1,7 +1,10 @@
 //! What systemd runs: the worker, the guard, and recovery at boot. They say what they do in
 //! systemd's journal; who follows a transaction reads the transaction's own.
 
+use std::time::Duration;
+
 use harden::error::{Error, exit};
+use harden::sys::Files;
 use harden::sys::service;
 use harden::sys::systemd::Systemd;
 use harden::transaction::machine::RealMachine;
@@ -9,12 +12,13 @@ use harden::transaction::{Outcome, worker};
 
 /// Does a transaction.
 pub(crate) fn worker_command(id: &str) -> u8 {
-    ended(attended().and_then(|machine| worker::work(&machine, id)))
+    let longest = worker::longest(&Files::at("/"), id);
+    ended(attended(longest).and_then(|machine| worker::work(&machine, id)))
 }
 
 /// Undoes what nobody has confirmed.
 pub(crate) fn guard_command(id: &str) -> u8 {
-    ended(attended().and_then(|machine| worker::guard(&machine, id)))
+    ended(attended(worker::GUARD).and_then(|machine| worker::guard(&machine, id)))
 }
 
 /// Keeps sshd's folder until systemd ends it.
@@ -39,9 +43,9 @@ pub(crate) fn recover_command(id: &str) -> u8 {
 }
 
 /// One who wants the service to end gets what it has begun ended, unless the system goes down.
-fn attended() -> Result<RealMachine, Error> {
+fn attended(longest: Duration) -> Result<RealMachine, Error> {
     let going_down = || Systemd::connect_directly().and_then(|systemd| systemd.is_stopping());
-    let stop = service::attend(move || going_down().unwrap_or(true))?;
+    let stop = service::attend(longest, move || going_down().unwrap_or(true))?;
     let mut machine = machine()?;
     machine.heed(stop);
     Ok(machine)

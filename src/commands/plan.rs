@@ -12,7 +12,8 @@ use harden::saved::SavedPlan;
 use harden::spec::{self, Spec};
 use harden::sys::files::Meta;
 use harden::sys::{self, Files, Image, SysError};
-use harden::{transaction, validate};
+use harden::transaction;
+use harden::validate::{self, Scratch};
 
 use super::input::read_input;
 use super::{complain, print_json, say};
@@ -97,25 +98,29 @@ fn examined(files: &Files, spec: &Spec, observed: &Observed) -> Result<(Plan, Ve
     validate::answers(observed)?;
     validate::remembered(spec, &observed.release)?;
     let mut plan = plan(spec, observed)?;
-    let risks = |plan: &Plan| lockout::risks(files, &spec.safety.admins, observed, plan);
-    if plan.candidate == observed.config {
-        let risks = risks(&plan)?;
+    let listed = &spec.safety.admins;
+    let changes = plan.candidate != observed.config;
+    if !lockout::is_asked(listed, observed, &plan) {
+        if changes {
+            let unseen = "sshd has not read the planned files, and who would be locked out is not \
+                          known: that needs root";
+            plan.warnings.push(unseen.to_owned());
+        }
+        let risks = lockout::loopback(observed, &plan).into_iter().collect();
         return Ok((plan, risks));
     }
+    let scratch = Scratch::of(files, &plan.candidate)?;
     // Both ask sshd, and wait for it.
     let (effective, risks) = std::thread::scope(|scope| {
-        let risks = scope.spawn(|| risks(&plan));
-        (validate::candidate(files, spec, &plan, &observed.release), risks.join())
+        let risks = scope.spawn(|| lockout::risks(files, listed, observed, &plan, &scratch));
+        let release = &observed.release;
+        let effective = changes.then(|| validate::candidate(&scratch, spec, &plan, release));
+        (effective.transpose(), risks.join())
     });
     let effective = effective?;
     let lost = |_| SysError::new("cannot tell who would be locked out", "the look is lost");
-    let risks = risks.map_err(lost)??;
-    plan.warnings.extend(effective.as_ref().and_then(|then| validate::passwords_stay(&plan, then)));
-    if effective.is_none() {
-        let unseen = "sshd has not read the planned files, and who would be locked out is not known: \
-                      that needs root";
-        plan.warnings.push(unseen.to_owned());
-    }
+    let risks = risks.map_err(lost)?;
+    plan.warnings.extend(effective.and_then(|then| validate::passwords_stay(&plan, &then)));
     Ok((plan, risks))
 }
 

@@ -18,7 +18,7 @@ use access::{Obstacle, obstacle};
 use keys::{Key, Keys, Opened, opened};
 
 use crate::concern::sshd_config::{earlier_lines, is_own};
-use crate::error::{Error, Refusal};
+use crate::error::Refusal;
 use crate::observe::{Listener, Observed, Verdict, ask_sshd};
 use crate::plan::{Plan, held, serves};
 use crate::sshd::Effective;
@@ -136,31 +136,30 @@ impl<'v> View<'v> {
     }
 }
 
+/// Whether a plan may lock anybody out, as far as can be told: that sshd is asked, and it answers root alone.
+pub fn is_asked(listed: &[String], before: &Observed, plan: &Plan) -> bool {
+    let same = plan.expect.endpoints == held(before)
+        && plan.candidate == before.config
+        && plan.options == before.command_line.settings();
+    sys::is_root() && !(same && listed.is_empty())
+}
+
 /// Whom a plan would lock out: those of `listed`, or else who is logged in now, and root where root gets in
-/// by key.
-///
-/// # Errors
-/// Where the planned files cannot be laid out for sshd.
+/// by key. What sshd says is asked of a copy of the planned files.
 pub fn risks(
     files: &Files,
     listed: &[String],
     before: &Observed,
     plan: &Plan,
-) -> Result<Vec<Risk>, Error> {
+    scratch: &Scratch,
+) -> Vec<Risk> {
     if let Some(risk) = loopback(before, plan) {
-        return Ok(vec![risk]);
+        return vec![risk];
     }
     let options = before.command_line.settings();
-    let stays = plan.expect.endpoints == held(before);
-    let same = stays && plan.candidate == before.config && plan.options == options;
-    if !sys::is_root() || (same && listed.is_empty()) {
-        return Ok(Vec::new());
-    }
-    let scratch = Scratch::new(files)?;
-    let main = scratch.mirror(&plan.candidate)?;
     let way = Way::now(before);
     let now = View::new(None, &options, way);
-    let then = View::new(Some(&main), &plan.options, way.then(&plan.expect.endpoints));
+    let then = View::new(Some(scratch.main()), &plan.options, way.then(&plan.expect.endpoints));
     let keys = Keys { files, folder: scratch.folder() };
 
     let mut risks: Vec<Risk> = unknown(listed).collect();
@@ -206,7 +205,7 @@ pub fn risks(
     if is_about_passwords(before, plan) {
         risks.extend(passwords(&admins, &now, &then, &keys));
     }
-    Ok(risks)
+    risks
 }
 
 fn gets_in(admin: &Admin, view: &View, keys: &Keys) -> bool {
@@ -215,7 +214,7 @@ fn gets_in(admin: &Admin, view: &View, keys: &Keys) -> bool {
 
 /// sshd would listen on loopback alone, and did not before; unless this very session came in there, through
 /// a tunnel.
-fn loopback(before: &Observed, plan: &Plan) -> Option<Risk> {
+pub fn loopback(before: &Observed, plan: &Plan) -> Option<Risk> {
     let is_loopback = |at: &SocketAddr| at.ip().to_canonical().is_loopback();
     let mut then = plan.expect.endpoints.iter();
     let ssh = before.listeners.iter().filter(|listener| listener.ssh);

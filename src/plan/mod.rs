@@ -170,6 +170,9 @@ pub struct Expectation {
     pub units: Vec<UnitExpectation>,
     /// Values that must be in effect.
     pub settings: Values,
+    /// Keywords of these for which a Match block may ask for more.
+    #[serde(default)]
+    pub at_least: Vec<String>,
     /// Values that must be in effect for some: what stands behind `Match`, and the values.
     #[serde(default)]
     pub matches: Vec<(String, Values)>,
@@ -239,7 +242,7 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
     let reading = concern::sshd_config::read(&bare, &observed.release)?;
     let globally = reading.globally()?;
     let listening = concern::listening::desired(spec, observed, &globally)?;
-    let config = concern::sshd_config::rewrite(spec, observed, &bare, &globally, &listening)?;
+    let config = concern::sshd_config::rewrite(spec, observed, &reading, &globally, &listening)?;
     let options = concern::command_line::rewrite(spec, observed, &listening)?;
 
     let mut warnings = unseen(observed);
@@ -255,6 +258,7 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
         owner: listening.owner.clone(),
         units: units.expect.clone(),
         settings: spec.ssh.values(),
+        at_least: spec.ssh.of_profile(),
         matches: spec.ssh.blocks(),
         keywords: listening
             .keywords()

@@ -77,6 +77,13 @@ impl Ssh {
         values(&self.settings)
     }
 
+    /// The keywords that a profile has set.
+    pub fn of_profile(&self) -> Vec<String> {
+        let at = self.profile.map(|choice| choice.at);
+        let set = self.settings.iter().filter(|setting| Some(setting.at) == at);
+        set.map(|setting| setting.keyword.clone()).collect()
+    }
+
     /// What is set for some: what stands behind `Match`, and the values.
     pub fn blocks(&self) -> Vec<(String, Values)> {
         let block = |block: &MatchBlock| (block.criteria.clone(), values(&block.settings));

@@ -1,5 +1,6 @@
 //! sshd_config(5) as a tree of files: Include order, global context, Match blocks.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -54,26 +55,38 @@ impl ConfigTree {
     /// that set any of `without` are empty. Returns the copies, and where the main file is.
     pub fn mirrored(&self, folder: &Path, without: &[&str]) -> (Vec<(PathBuf, String)>, PathBuf) {
         let inside = |path: &Path| folder.join(path.strip_prefix("/").unwrap_or(path));
-        let line = |text: &str| -> String {
-            let Some(directive) = parse_line(text) else { return text.to_owned() };
+        let line = |text| -> Cow<str> {
+            let may_be = |keyword: &&str| may_be(text, keyword);
+            if !(may_be(&"Include") || without.iter().any(may_be)) {
+                return Cow::Borrowed(text);
+            }
+            let Some(directive) = parse_line(text) else { return Cow::Borrowed(text) };
             if without.iter().any(|keyword| directive.is(keyword)) {
-                return String::new();
+                return Cow::Borrowed("");
             }
             if !directive.is("Include") {
-                return text.to_owned();
+                return Cow::Borrowed(text);
             }
             let patterns = directive
                 .args
                 .iter()
                 .map(|pattern| quote_arg(&inside(Path::new(&absolute(pattern))).to_string_lossy()));
-            format!("Include {}", patterns.collect::<Vec<_>>().join(" "))
+            Cow::Owned(format!("Include {}", patterns.collect::<Vec<_>>().join(" ")))
         };
         let copies = self.files.iter().map(|file| {
-            let lines: Vec<String> = file.text.split('\n').map(line).collect();
+            let lines: Vec<_> = file.text.split('\n').map(line).collect();
             (inside(&file.path), lines.join("\n"))
         });
         (copies.collect(), inside(&self.main))
     }
+}
+
+/// Whether a line may say something of a keyword, without taking it apart: most say nothing of any.
+fn may_be(line: &str, keyword: &str) -> bool {
+    // Quotes may stand in the middle of a keyword.
+    let start = line.trim_start_matches([' ', '\t', '\r', '=']);
+    let word = start.as_bytes().get(..keyword.len());
+    word.is_some_and(|word| word.eq_ignore_ascii_case(keyword.as_bytes())) || start.contains('"')
 }
 
 /// Relative Include patterns are below /etc/ssh (sshd_config(5), Include).
@@ -125,6 +138,14 @@ pub fn pattern_reads(pattern: &str, path: &Path) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn no_line_of_a_keyword_is_passed_over(line in "[ =\"\tI]{0,3}I\"?nclude[ =\"a/]{0,4}") {
+            let is_one = parse_line(&line).is_some_and(|directive| directive.is("Include"));
+            proptest::prop_assert!(!is_one || may_be(&line, "include"));
+        }
+    }
 
     /// A tree of files, their Includes expanded as sshd would.
     pub(crate) fn tree_of(files: &[(&str, &str)]) -> ConfigTree {

@@ -5,7 +5,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -24,13 +24,17 @@ impl StopRequest {
 
 /// From now on gives signs of life, where systemd wants them, and holds SIGTERM: a request to end is
 /// noted, so that what has begun is ended in order. Only where the whole system goes down, as
-/// `going_down` has it, does the process end at once.
+/// `going_down` has it, does the process end at once. Who has not come to an end after `longest` hangs:
+/// there are no more signs of it (systemd.service(5), `WatchdogSec=`).
 ///
 /// Has to come before the first thread: a signal goes to any thread that does not hold it.
 ///
 /// # Errors
 /// Where the signal cannot be held.
-pub fn attend(going_down: impl Fn() -> bool + Send + 'static) -> Result<StopRequest> {
+pub fn attend(
+    longest: Duration,
+    going_down: impl Fn() -> bool + Send + 'static,
+) -> Result<StopRequest> {
     let mut held = SigSet::empty();
     held.add(Signal::SIGTERM);
     held.thread_block().map_err(|error| SysError::new("cannot hold SIGTERM", error))?;
@@ -45,7 +49,7 @@ pub fn attend(going_down: impl Fn() -> bool + Send + 'static) -> Result<StopRequ
         }
     });
     if let Some((address, pause)) = wanted_signs() {
-        std::thread::spawn(move || give_signs(&address, pause));
+        std::thread::spawn(move || give_signs(&address, pause, longest));
     }
     Ok(request)
 }
@@ -61,9 +65,10 @@ fn wanted_signs() -> Option<(SocketAddr, Duration)> {
     Some((address.ok()?, Duration::from_micros(within / 2)))
 }
 
-fn give_signs(address: &SocketAddr, pause: Duration) {
+fn give_signs(address: &SocketAddr, pause: Duration, longest: Duration) {
     let Ok(socket) = UnixDatagram::unbound() else { return };
-    loop {
+    let begun = Instant::now();
+    while begun.elapsed() < longest {
         // systemd may be executing itself anew; the next sign reaches it.
         let _ = socket.send_to_addr(b"WATCHDOG=1", address);
         std::thread::sleep(pause);

@@ -10,8 +10,6 @@ use super::systemd::{Property, Systemd, Value};
 const EXIT_EXEC: i32 = 203;
 /// How long systemd may take to start one.
 const START: Duration = Duration::from_secs(20);
-/// How long the guard may take, once its time has come.
-const GUARD: Duration = Duration::from_secs(600);
 /// One that gives no sign of life for so long is frozen; systemd kills it and starts it again.
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long one that is asked to end may take to take back, or to finish, what it has begun.
@@ -104,18 +102,13 @@ pub fn start_keeper(systemd: &Systemd, unit: &str, command: &[String]) -> Result
     systemd.start_transient(unit, &properties, None, START)
 }
 
-/// Starts a service that is started again at once whenever it dies before its work is done, is frozen,
-/// or has not done it within `longest`; returns the job's result.
-pub fn start_worker(
-    systemd: &Systemd,
-    unit: &str,
-    command: &[String],
-    longest: Duration,
-) -> Result<String> {
-    systemd.start_transient(unit, &resumed("harden: changes sshd", command, longest), None, START)
+/// Starts a service that is started again at once whenever it dies before its work is done, or gives no
+/// sign of life; returns the job's result.
+pub fn start_worker(systemd: &Systemd, unit: &str, command: &[String]) -> Result<String> {
+    systemd.start_transient(unit, &resumed("harden: changes sshd", command), None, START)
 }
 
-fn resumed(description: &str, command: &[String], longest: Duration) -> Vec<Property> {
+fn resumed(description: &str, command: &[String]) -> Vec<Property> {
     let mut properties = service(description, command);
     properties.extend([
         ("Type", text("exec")),
@@ -124,7 +117,6 @@ fn resumed(description: &str, command: &[String], longest: Duration) -> Vec<Prop
         // Its program is gone: the transaction was closed just before it died.
         ("RestartPreventExitStatus", Value::Statuses(vec![EXIT_EXEC])),
         ("StartLimitIntervalUSec", usec(Duration::ZERO)),
-        ("RuntimeMaxUSec", usec(longest)),
         ("NotifyAccess", text("main")),
         ("WatchdogUSec", usec(SILENCE)),
         ("WatchdogSignal", Value::Signal(nix::sys::signal::Signal::SIGKILL as i32)),
@@ -147,7 +139,7 @@ pub fn arm(systemd: &Systemd, name: &str, command: &[String], after: Duration) -
         ("IgnoreOnIsolate", Value::Flag(true)),
         ("CollectMode", text("inactive-or-failed")),
     ];
-    let triggered = resumed("harden: undoes what nobody has confirmed", command, GUARD);
+    let triggered = resumed("harden: undoes what nobody has confirmed", command);
     let service = format!("{name}.service");
     systemd.start_transient(&format!("{name}.timer"), &timer, Some((&service, &triggered)), START)
 }

@@ -1,12 +1,9 @@
 //! Beginning a transaction, and handing it to the worker.
 
-use std::time::Duration;
-
 use super::guard::{self, worker_unit};
 use super::journal::{self, Journal, Record, Terms};
 use super::lock::Lock;
 use super::machine::{Machine, RealMachine};
-use super::run::limit_of;
 use super::worker;
 use crate::error::{Error, Refusal};
 use crate::observe::Observed;
@@ -27,7 +24,6 @@ pub fn begin(
     plan: &Plan,
     terms: Terms,
 ) -> Result<String, Error> {
-    let limit = Duration::from_secs(terms.limit);
     let begin = Record::Begin {
         format: journal::FORMAT,
         steps: plan.steps.clone(),
@@ -40,7 +36,7 @@ pub fn begin(
     let started = point(format_args!("front.journal"))
         .and_then(|()| guard::pin(machine, &id))
         .and_then(|_| point(format_args!("front.pinned")))
-        .and_then(|()| start(machine, &id, limit));
+        .and_then(|()| start(machine, &id));
     if let Err(error) = started {
         guard::discard(machine, &id, &error.to_string())?;
         return Err(error.into());
@@ -71,11 +67,11 @@ pub fn resume(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> 
         guard::discard(machine, id, "it was interrupted before it began")?;
         return Ok(());
     }
-    start(machine, id, limit_of(&records))?;
+    start(machine, id)?;
     drop(lock);
     Ok(())
 }
 
-fn start(machine: &RealMachine, id: &str, limit: Duration) -> Result<(), SysError> {
-    machine.start_worker(&worker_unit(id), &worker::command(machine, id), limit + worker::SPARE)
+fn start(machine: &RealMachine, id: &str) -> Result<(), SysError> {
+    machine.start_worker(&worker_unit(id), &worker::command(machine, id))
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::journal::{self, Record};
 use super::machine::Machine;
 use super::run::{Run, pinned};
-use super::{STATE, bridge, rollback, steps, worker};
+use super::{STATE, bridge, rollback, steps};
 use crate::plan::Role;
 use crate::sys::fault::point;
 use crate::sys::files::Meta;
@@ -122,14 +122,12 @@ fn resume_unit(id: &str) -> String {
          ExecStart={0} worker {id}\n\
          Restart=on-failure\n\
          RestartSec=1\n\
-         RuntimeMaxSec={1}\n\
          NotifyAccess=main\n\
          WatchdogSec=10\n\
          WatchdogSignal=SIGKILL\n\
          KillMode=mixed\n\
          TimeoutStopSec=240\n",
         program.display(),
-        worker::SPARE.as_secs(),
     )
 }
 

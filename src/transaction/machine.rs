@@ -147,9 +147,8 @@ impl RealMachine {
     ///
     /// # Errors
     /// Where systemd does not start it.
-    pub fn start_worker(&self, unit: &str, command: &[String], longest: Duration) -> Result<()> {
-        let start = |systemd: &Systemd| transient::start_worker(systemd, unit, command, longest);
-        let result = self.with(start)?;
+    pub fn start_worker(&self, unit: &str, command: &[String]) -> Result<()> {
+        let result = self.with(|systemd| transient::start_worker(systemd, unit, command))?;
         job_result("start", unit, &result)
     }
 
@@ -196,7 +195,7 @@ impl RealMachine {
     /// nothing is asked.
     fn await_checks(&self, service: &str, limit: Duration) -> Result<()> {
         let before = self.unit(service)?;
-        if !before.checks {
+        if !before.checks || !service.ends_with(".service") {
             return Ok(());
         }
         self.enqueue("StartUnit", service)?;

@@ -14,17 +14,27 @@ use super::trial::Ended;
 use super::{Outcome, permanent, rollback, steps, trial};
 use crate::error::Error;
 use crate::plan::Op;
-use crate::sys::SysError;
 use crate::sys::fault::point;
+use crate::sys::{Files, SysError};
 
 /// How long the one who began may keep the lock.
 const HANDOVER: Duration = Duration::from_secs(60);
 /// How long the guard gives a worker to act on a decision to take back; to make permanent may take
 /// as long as [`permanent::longest`] besides.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A worker that has not come to an end so long after the time for the confirmation hangs: systemd
-/// kills it and starts it again. Nothing that it does takes so long, and all of it can be resumed.
-pub(super) const SPARE: Duration = Duration::from_secs(300);
+/// A worker that has not come to an end so long after the time for the confirmation hangs, and so does a
+/// guard twice as long after it has begun: systemd kills it and starts it again. Nothing that they do takes
+/// so long, and all of it can be resumed.
+const SPARE: Duration = Duration::from_secs(if cfg!(feature = "faults") { 60 } else { 300 });
+
+/// The longest that the worker of a transaction may take.
+pub fn longest(files: &Files, id: &str) -> Duration {
+    let records = journal::read(files, id).unwrap_or_default();
+    limit_of(&records) + SPARE
+}
+
+/// The longest that a guard may take.
+pub const GUARD: Duration = SPARE.saturating_mul(2);
 
 /// Does a transaction, from wherever it is to its end.
 ///

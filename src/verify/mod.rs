@@ -99,7 +99,11 @@ pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
             lost.keyword, lost.wanted, lost.actual
         )];
     }
-    let wanted = sshd_config::Wanted { values: &expect.settings, blocks: &expect.matches };
+    let wanted = sshd_config::Wanted {
+        values: &expect.settings,
+        at_least: &expect.at_least,
+        blocks: &expect.matches,
+    };
     let reading = sshd_config::read(&observed.config, &observed.release);
     match reading.and_then(|reading| sshd_config::lost(&wanted, &reading)) {
         Ok(None) => Vec::new(),

@@ -112,18 +112,20 @@ fn lines(
 /// The present value of the host, where the profile's is laxer.
 fn stricter(keyword: &str, lines: &[String], observed: &Observed) -> Option<String> {
     let now = effective(observed)?.get(keyword).first()?;
+    is_stricter(keyword, now, lines).then(|| now.clone())
+}
+
+/// Whether a value asks for more than the lines of a profile do, as far as that can be told.
+pub(crate) fn is_stricter(keyword: &str, value: &str, lines: &[String]) -> bool {
     let number = |text: &str| text.split(':').next()?.parse::<u64>().ok();
-    let (ours, theirs) = (number(lines.first()?), number(now));
-    let is_stricter = match canonical(keyword).as_str() {
-        "permitrootlogin" => {
-            matches!(now.as_str(), "no" | "forced-commands-only") && lines != ["no"]
-        }
+    let (ours, theirs) = (lines.first().and_then(|line| number(line)), number(value));
+    match canonical(keyword).as_str() {
+        "permitrootlogin" => matches!(value, "no" | "forced-commands-only") && lines != ["no"],
         "requiredrsasize" => theirs > ours,
-        "logingracetime" => theirs < ours && theirs != Some(0),
-        "maxstartups" | "maxauthtries" | "maxsessions" => theirs < ours,
+        "logingracetime" => theirs.is_some_and(|theirs| theirs != 0) && theirs < ours,
+        "maxstartups" | "maxauthtries" | "maxsessions" => theirs.is_some() && theirs < ours,
         _ => false,
-    };
-    is_stricter.then(|| now.clone())
+    }
 }
 
 /// Whether the host does something else now.

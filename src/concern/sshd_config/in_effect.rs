@@ -2,10 +2,11 @@
 //! over everything outside them, and the first block that applies wins over later ones. Pure.
 
 use super::is_own;
+use crate::concern::profile::is_stricter;
 use crate::error::Refusal;
 use crate::spec::Values;
 use crate::sshd::Effective;
-use crate::sshd::keywords::{Follows, follows};
+use crate::sshd::keywords::{Follows, follows, same};
 use crate::sshd::reading::{Block, Chosen, Place, Reading};
 use crate::sshd::release::Release;
 use crate::sshd::syntax::{Directive, quote_arg};
@@ -15,6 +16,8 @@ use crate::sshd::syntax::{Directive, quote_arg};
 pub(crate) struct Wanted<'s> {
     /// For everybody.
     pub(crate) values: &'s Values,
+    /// Keywords of these that a profile has set: what asks for more than it does is as well.
+    pub(crate) at_least: &'s [String],
     /// For some: what stands behind `Match`, and the values.
     pub(crate) blocks: &'s [(String, Values)],
 }
@@ -73,7 +76,10 @@ pub(crate) fn lost<'s>(
     let found = |(of, (keyword, lines)): (Option<&'s str>, &'s (String, Vec<String>))| {
         let all = blocks.follow(keyword);
         let (criteria, place, says) = match of {
-            None => defeated(keyword, lines, all, reading.release()),
+            None => {
+                let at_least = wanted.at_least.iter().any(|other| same(other, keyword));
+                defeated(keyword, lines, all, reading.release(), at_least)
+            }
             Some(of) => contested(of, keyword, lines, &all, reading),
         }?;
         Some(Lost { keyword, lines, of, criteria, place, says })
@@ -91,12 +97,14 @@ fn by(block: &Block, followed: &[Place]) -> Option<By> {
     Some((criteria, first.to_string(), format!("{keyword} {}", args.join(" "))))
 }
 
-/// A Match block wins over everything outside it. The spec's own blocks are meant to.
+/// A Match block wins over everything outside it. The spec's own blocks are meant to; where the value is
+/// wanted `at_least`, so are those that ask for more.
 fn defeated(
     keyword: &str,
     lines: &[String],
     all: Vec<(Block, Chosen)>,
     release: &Release,
+    at_least: bool,
 ) -> Option<By> {
     all.into_iter().filter(|(block, _)| !is_own(block.path)).find_map(|(block, chosen)| {
         let mut followed = chosen.followed;
@@ -106,7 +114,10 @@ fn defeated(
             let ours: Vec<_> = lines.iter().map(|line| name(line)).collect();
             followed.retain(|place| ours.contains(&name(&place.directive.rest)));
         }
-        let holds = followed.is_empty() || says(keyword, lines, &followed);
+        let stricter = |place: &Place| is_stricter(keyword, place.directive.rest.trim(), lines);
+        let holds = followed.is_empty()
+            || says(keyword, lines, &followed)
+            || (at_least && followed.iter().all(stricter));
         if holds { None } else { by(&block, &followed) }
     })
 }

@@ -49,7 +49,7 @@ pub struct Rewritten {
 pub(crate) fn rewrite(
     spec: &Spec,
     observed: &Observed,
-    bare: &ConfigTree,
+    bare: &Reading,
     globally: &Effect,
     listening: &Listening,
 ) -> Result<Rewritten, Refusal> {
@@ -59,16 +59,19 @@ pub(crate) fn rewrite(
 
     let release = &observed.release;
     let aside = in_the_way(globally, &lines, &keywords, release);
-    let tree = set_aside(bare, &aside);
+    let tree = set_aside(bare.tree(), &aside);
     let blocks = match_lines(&spec.ssh.matches);
-    let wanted = Wanted { values: &spec.ssh.values(), blocks: &spec.ssh.blocks() };
-    let (candidate, placed) = place(&tree, &lines, &blocks, &keywords, &wanted, release)?;
+    let wanted = Wanted {
+        values: &spec.ssh.values(),
+        at_least: &spec.ssh.of_profile(),
+        blocks: &spec.ssh.blocks(),
+    };
+    let (candidate, placed) = place(&tree, &lines, &blocks, &keywords, &wanted, bare)?;
 
-    if candidate.mentions("authenticationmethods") {
-        let then = Reading::new(&candidate, release.clone());
-        if let (Ok(now), Ok(then)) = (Reading::new(&observed.config, release.clone()), then) {
-            methods::refuse_emptied(&now, &then)?;
-        }
+    if candidate.mentions("authenticationmethods")
+        && let (Ok(now), Ok(then)) = (bare.again(&observed.config), bare.again(&candidate))
+    {
+        methods::refuse_emptied(&now, &then)?;
     }
 
     let mut files = Vec::new();
@@ -164,10 +167,14 @@ fn bare(tree: &ConfigTree) -> ConfigTree {
     }
     tree.includes.remove(MATCH_FILE);
     for file in &mut tree.files {
-        file.text = without_block(&file.text);
-        file.text = map_lines(&file.text, |_, line| {
-            line.strip_prefix(SET_ASIDE).unwrap_or(line).to_owned()
-        });
+        if file.text.contains(BEGIN) {
+            file.text = without_block(&file.text);
+        }
+        if file.text.contains(SET_ASIDE) {
+            file.text = map_lines(&file.text, |_, line| {
+                line.strip_prefix(SET_ASIDE).unwrap_or(line).to_owned()
+            });
+        }
     }
     tree
 }
@@ -274,14 +281,14 @@ fn place(
     blocks: &[String],
     keywords: &[String],
     wanted: &Wanted,
-    release: &Release,
+    bare: &Reading,
 ) -> Result<(ConfigTree, Placed), Refusal> {
     if lines.is_empty() && blocks.is_empty() {
         return Ok((tree.clone(), Placed::Nowhere));
     }
     let dropped = with_drop_in(tree, lines, blocks);
     // Where the drop-in would not be read at all, or in a Match block, it is no place for them.
-    let reading = Reading::new(&dropped, release.clone());
+    let reading = bare.again(&dropped);
     if let Some(reading) = reading.ok().filter(|reading| wins(reading, keywords, blocks)) {
         refuse_lost(wanted, &reading)?;
         return Ok((dropped, Placed::DropIn));
@@ -303,7 +310,7 @@ fn place(
     for file in blocked.files.iter_mut().filter(|file| file.path == main) {
         file.text.insert_str(0, &block);
     }
-    refuse_lost(wanted, &read(&blocked, release)?)?;
+    refuse_lost(wanted, &bare.again(&blocked)?)?;
     Ok((blocked, Placed::Block))
 }
 
@@ -409,9 +416,9 @@ mod tests {
         let blocks = ["Match User b".to_owned(), "Banner none".to_owned()];
         let reading = read(&tree, release)?;
         let aside = in_the_way(&reading.globally()?, &lines, &keywords, release);
-        let wanted = Wanted { values: &Vec::new(), blocks: &[] };
+        let wanted = Wanted { values: &Vec::new(), at_least: &[], blocks: &[] };
         let written = set_aside(&tree, &aside);
-        let (written, placed) = place(&written, &lines, &blocks, &keywords, &wanted, release)?;
+        let (written, placed) = place(&written, &lines, &blocks, &keywords, &wanted, &reading)?;
         assert_ne!(placed, Placed::Nowhere);
         assert_eq!(bare(&written).files, tree.files);
         Ok(())

@@ -20,14 +20,14 @@ use super::criteria::{self, Connection, Criterion};
 use super::keywords::{counts_in_match, follows, kept_as, may_be_matched};
 use super::release::Release;
 use super::syntax::{self, Directive};
-use super::tree::{ConfigTree, MAX_DEPTH};
+use super::tree::{ConfigFile, ConfigTree, MAX_DEPTH};
 
 /// A configuration, read as one release of sshd reads it.
 #[derive(Debug)]
 pub struct Reading<'t> {
     tree: &'t ConfigTree,
     release: Release,
-    files: BTreeMap<&'t Path, Vec<Parsed>>,
+    files: BTreeMap<&'t Path, Rc<Vec<Parsed>>>,
 }
 
 #[derive(Debug)]
@@ -79,34 +79,28 @@ impl<'t> Reading<'t> {
     /// # Errors
     /// The first line at which sshd would give up.
     pub fn new(tree: &'t ConfigTree, release: Release) -> Result<Self, Problem> {
-        let mut files = BTreeMap::new();
-        let mut known: HashMap<String, (Rc<str>, bool)> = HashMap::new();
-        for file in &tree.files {
-            let mut all = Vec::new();
-            for (number, line) in syntax::lines(&file.text, &release) {
-                let wrong = |what: Cow<str>| Problem {
-                    place: format!("{}:{number}", file.path.display()),
-                    what: what.into_owned(),
-                    block: None,
-                };
-                let directive = syntax::read_line(&line, &release);
-                let Some(directive) = directive.map_err(|what| wrong(what.into()))? else {
-                    continue;
-                };
-                let criteria = if directive.is("Match") {
-                    criteria::read(&directive, &release).map_err(|what| wrong(what.into()))?
-                } else {
-                    Vec::new()
-                };
-                let known = known.entry(directive.keyword.clone()).or_insert_with_key(|keyword| {
-                    (kept_as(keyword, &release).into(), may_be_matched(keyword, &release))
-                });
-                let (keyword, may_be_matched) = known.clone();
-                all.push(Parsed { number, directive, keyword, may_be_matched, criteria });
-            }
-            files.insert(file.path.as_path(), all);
-        }
-        Ok(Self { tree, release, files })
+        let nothing = ConfigTree::default();
+        Reading { tree: &nothing, release, files: BTreeMap::new() }.again(tree)
+    }
+
+    /// Reads another tree as the same release; what is known of files that have not changed is not looked
+    /// for again.
+    ///
+    /// # Errors
+    /// As [`Reading::new`].
+    pub fn again<'n>(&self, tree: &'n ConfigTree) -> Result<Reading<'n>, Problem> {
+        let mut known = Known::new();
+        let mut read = |file: &'n ConfigFile| {
+            let path = file.path.as_path();
+            let same = self.tree.file(path).filter(|was| was.text == file.text);
+            let lines = match same.and_then(|_| self.files.get(path)) {
+                Some(lines) => lines.clone(),
+                None => Rc::new(take_apart(file, &self.release, &mut known)?),
+            };
+            Ok((path, lines))
+        };
+        let files = tree.files.iter().map(&mut read).collect::<Result<_, Problem>>()?;
+        Ok(Reading { tree, release: self.release.clone(), files })
     }
 
     /// What sshd says outside any Match block (`sshd -T`).
@@ -137,8 +131,13 @@ impl<'t> Reading<'t> {
 
     /// Every line of a keyword, wherever it stands and whether or not it applies to anybody.
     pub fn everywhere(&self, keyword: &str) -> impl Iterator<Item = &Directive> {
-        let all = self.files.values().flatten().map(|line| &line.directive);
+        let all = self.files.values().flat_map(|lines| lines.iter()).map(|line| &line.directive);
         all.filter(move |directive| directive.is(keyword))
+    }
+
+    /// What was read.
+    pub fn tree(&self) -> &'t ConfigTree {
+        self.tree
     }
 
     /// The main file.
@@ -189,6 +188,43 @@ impl<'t> Reading<'t> {
     }
 }
 
+/// Keywords that were met: the name under which the release keeps each, and whether it may stand in a Match
+/// block.
+type Known = HashMap<String, (Rc<str>, bool)>;
+
+fn take_apart(
+    file: &ConfigFile,
+    release: &Release,
+    known: &mut Known,
+) -> Result<Vec<Parsed>, Problem> {
+    let mut all = Vec::new();
+    for (number, line) in syntax::lines(&file.text, release) {
+        let wrong = |what: Cow<str>| Problem {
+            place: format!("{}:{number}", file.path.display()),
+            what: what.into_owned(),
+            block: None,
+        };
+        let directive = syntax::read_line(&line, release);
+        let Some(directive) = directive.map_err(|what| wrong(what.into()))? else {
+            continue;
+        };
+        let criteria = if directive.is("Match") {
+            criteria::read(&directive, release).map_err(|what| wrong(what.into()))?
+        } else {
+            Vec::new()
+        };
+        let known = match known.get(&directive.keyword) {
+            Some(known) => known,
+            None => known.entry(directive.keyword.clone()).or_insert_with_key(|keyword| {
+                (kept_as(keyword, release).into(), may_be_matched(keyword, release))
+            }),
+        };
+        let (keyword, may_be_matched) = known.clone();
+        all.push(Parsed { number, directive, keyword, may_be_matched, criteria });
+    }
+    Ok(all)
+}
+
 /// How an included file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Include {
@@ -216,7 +252,7 @@ impl<'r, 'c> Pass<'r, 'c> {
         let reading = self.reading;
         let mut block = outer;
         let Some((path, lines)) = reading.files.get_key_value(path) else { return };
-        for line in lines {
+        for line in lines.iter() {
             let Parsed { number, directive, keyword, may_be_matched, criteria } = line;
             let place = Place { path, number: *number, directive, keyword, block };
             if directive.is("Match") {
