@@ -60,6 +60,9 @@ fn a_check_of_the_service_fails() {
         unchanged(&machine, || machine.apply().code(4));
         let seen = watch.end();
         assert_eq!(seen.gaps.len(), 2, "{seen:?}");
+        // Nor has it been without the port until systemd gave up.
+        let journal = machine.sh("journalctl -u ssh.service");
+        assert!(!journal.contains("Start request repeated too quickly"), "{journal}");
         assert_closed(&machine);
     }
 }

@@ -105,10 +105,10 @@ impl Process {
         Err(SysError::new(self.cannot_end(), "still running 5 s after SIGTERM"))
     }
 
-    /// Whether it has ended, not well, and its parent has not read that yet.
-    pub fn has_failed(&self) -> bool {
+    /// Whether it has ended well; it cannot be told any more once its parent has read that.
+    pub fn has_succeeded(&self) -> bool {
         stat(self.pid).is_some_and(|now| {
-            (now.start, now.state.as_str()) == (self.start, "Z") && now.exit_code != 0
+            (now.start, now.state.as_str()) == (self.start, "Z") && now.exit_code == 0
         })
     }
 
@@ -286,11 +286,15 @@ mod tests {
     fn a_process_that_ended_does_not_live() {
         let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
         let process = Process::read(child.id()).unwrap();
-        assert!(process.lives() && !process.has_failed());
+        assert!(process.lives() && !process.has_succeeded());
         kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGKILL).unwrap();
         assert!(process.await_end(Duration::from_secs(10)));
-        assert!(!process.lives() && process.has_failed());
+        assert!(!process.lives() && !process.has_succeeded());
         child.wait().unwrap();
-        assert!(!process.lives() && !process.has_failed());
+        assert!(!process.lives() && !process.has_succeeded());
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let process = Process::read(child.id()).unwrap();
+        assert!(process.await_end(Duration::from_secs(10)) && process.has_succeeded());
+        child.wait().unwrap();
     }
 }
