@@ -58,7 +58,7 @@ fn service(description: &str, command: &[String]) -> Vec<Property> {
 /// separation folder where it is. Where it dies or does not come up, systemd tries again, a few
 /// times (`DefaultStartLimitBurst=`), or for ever, more slowly, where it has to. Of two units with an
 /// order, a stop comes before a start, whichever way round they are ordered (systemd.unit(5), Before=): so
-/// a port can go from a unit that it takes turns with to it and back within systemd, as in a restart.
+/// a port can go from a unit that it takes turns with to it within systemd, as in a restart.
 pub fn start_sshd(systemd: &Systemd, sshd: &OwnSshd, command: &[String]) -> Result<String> {
     let mut properties = service("harden: an sshd that carries listeners over", command);
     let mut before = sshd.takes_turns.clone();

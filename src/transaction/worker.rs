@@ -24,7 +24,7 @@ const HANDOVER: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A worker that has not come to an end so long after the time for the confirmation hangs, and so does a
 /// guard twice as long after it has begun: systemd kills it and starts it again. Nothing that they do takes
-/// so long, and all of it can be resumed.
+/// so long, and all of it can be resumed. (A build with faults need not wait for that long.)
 const SPARE: Duration = Duration::from_secs(if cfg!(feature = "faults") { 60 } else { 300 });
 
 /// The longest that the worker of a transaction may take.

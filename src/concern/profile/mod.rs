@@ -120,7 +120,10 @@ pub(crate) fn is_stricter(keyword: &str, value: &str, lines: &[String]) -> bool 
     let number = |text: &str| text.split(':').next()?.parse::<u64>().ok();
     let (ours, theirs) = (lines.first().and_then(|line| number(line)), number(value));
     match canonical(keyword).as_str() {
-        "permitrootlogin" => matches!(value, "no" | "forced-commands-only") && lines != ["no"],
+        "permitrootlogin" => {
+            let value = value.to_ascii_lowercase();
+            matches!(value.as_str(), "no" | "forced-commands-only") && lines != ["no"]
+        }
         "requiredrsasize" => theirs > ours,
         "logingracetime" => theirs.is_some_and(|theirs| theirs != 0) && theirs < ours,
         "maxstartups" | "maxauthtries" | "maxsessions" => theirs.is_some() && theirs < ours,

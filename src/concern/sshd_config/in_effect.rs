@@ -114,7 +114,9 @@ fn defeated(
             let ours: Vec<_> = lines.iter().map(|line| name(line)).collect();
             followed.retain(|place| ours.contains(&name(&place.directive.rest)));
         }
-        let stricter = |place: &Place| is_stricter(keyword, place.directive.rest.trim(), lines);
+        let stricter = |place: &Place| {
+            place.directive.args.first().is_some_and(|value| is_stricter(keyword, value, lines))
+        };
         let holds = followed.is_empty()
             || says(keyword, lines, &followed)
             || (at_least && followed.iter().all(stricter));
