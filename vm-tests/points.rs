@@ -195,6 +195,23 @@ fn faults_at_some_points_of_recovery() {
     faults(&[Phase::RecoverForward, Phase::RecoverBackward], &["kill", "error"], 5);
 }
 
+/// Somebody wants it back who is faster than the process that begins it: that has the lock still, and is
+/// killed only now.
+#[test]
+fn a_rollback_while_it_begins() {
+    let points = Points::new();
+    let machine = &points.machine;
+    points.plan(&["front.pinned hang".to_owned()]);
+    machine.start_apply("--confirm operator");
+    machine.wait_for("the journal", &format!("grep -qs front.pinned {FOLDER}/passed"));
+    machine.sh("(harden rollback; echo $? > back.end) > back.log 2>&1 < /dev/null &");
+    machine.exec("sleep 1; pkill -9 -f '^harden apply'");
+    machine.wait_for("the end", "test -s back.end");
+    assert_eq!(machine.root().read("/root/back.end"), "0\n", "{}", machine.sh("cat back.log"));
+    assert_closed(machine);
+    assert_eq!(Whole::of(machine), points.old);
+}
+
 #[test]
 fn hangs_at_some_points() {
     faults(&[Phase::Apply], &["hang"], 20);

@@ -67,7 +67,7 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
             Ok(stands) if stands.verdict == Verdict::Commit => {
                 if !guard::is_worked_on(machine, id)? {
                     let from = length(files, id);
-                    front::resume(machine, Lock::take(files)?, id)?;
+                    front::see_through(machine, id)?;
                     let mut terminal = Terminal::new(files);
                     terminal.note(&format!("transaction {id} was confirmed; it is finished first"));
                     watch(machine, id, from, &mut terminal)?;
@@ -88,9 +88,7 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
         }
     }
     let from = length(files, id);
-    if !guard::is_worked_on(machine, id)? {
-        front::resume(machine, Lock::take(files)?, id)?;
-    }
+    front::see_through(machine, id)?;
     let mut terminal = Terminal::new(files);
     terminal.note(&format!("taking transaction {id} back"));
     let outcome = watch(machine, id, from, &mut terminal)?;

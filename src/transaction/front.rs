@@ -1,5 +1,7 @@
 //! Beginning a transaction, and handing it to the worker.
 
+use std::time::{Duration, Instant};
+
 use super::guard::{self, worker_unit};
 use super::journal::{self, Journal, Record, Terms};
 use super::lock::Lock;
@@ -10,6 +12,10 @@ use crate::observe::Observed;
 use crate::plan::Plan;
 use crate::sys::SysError;
 use crate::sys::fault::point;
+
+/// How long whoever begins a transaction may take until its worker runs; a killed one too, until the
+/// kernel has taken its lock away: that waits for what it was writing.
+const BEGINNING: Duration = Duration::from_secs(10);
 
 /// Begins a transaction: from here on the worker does it, whatever becomes of this process.
 ///
@@ -61,7 +67,37 @@ pub fn resume(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> 
         )
         .into());
     }
+    go_on(machine, lock, id)
+}
+
+/// Lets an open transaction come to its end: by whoever works on it, else as [`resume`] does. Somebody
+/// who has only begun it is waited for.
+///
+/// # Errors
+/// A refusal where the lock's holder neither hands it to a worker nor lets go; failures to start the
+/// worker.
+pub fn see_through(machine: &RealMachine, id: &str) -> Result<(), Error> {
+    let deadline = Instant::now() + BEGINNING;
+    loop {
+        let lock = Lock::try_take(machine.files())?;
+        if guard::is_worked_on(machine, id)? {
+            return Ok(());
+        }
+        match lock {
+            Some(lock) => return go_on(machine, lock, id),
+            None if Instant::now() > deadline => {
+                return Lock::take(machine.files()).and_then(|lock| go_on(machine, lock, id));
+            }
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+fn go_on(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> {
     let records = journal::read(machine.files(), id)?;
+    if !journal::is_open(&records) {
+        return Ok(());
+    }
     if !records.iter().any(|record| matches!(record, Record::Taken { .. })) {
         // Whoever asked for it is gone, and may want something else by now.
         guard::discard(machine, id, "it was interrupted before it began")?;
