@@ -212,6 +212,16 @@ fn a_rollback_while_it_begins() {
     assert_eq!(Whole::of(machine), points.old);
 }
 
+/// Neither the guard nor the next boot would come: only systemd knows that it hangs.
+#[test]
+fn a_hang_before_the_guard_is_armed() {
+    let mut points = Points::new();
+    let fault = "guard.units hang";
+    points.begin(Phase::Apply, Some(fault.to_owned()));
+    points.settle(Phase::Apply, fault);
+    assert_eq!(points.ends, [1, 0]);
+}
+
 #[test]
 fn hangs_at_some_points() {
     faults(&[Phase::Apply], &["hang"], 20);
