@@ -18,20 +18,21 @@ use crate::sys::{self, Files};
 /// Where scratch copies go: gone after a reboot.
 const SCRATCH: &str = "/run/harden";
 
-/// Asks sshd whether it accepts the candidate and whether the spec's values win there.
+/// Judges what sshd said of the candidate: whether it accepts it, and whether the spec's values win there.
 ///
-/// Returns what sshd says is in effect.
+/// Returns what is in effect.
 ///
 /// # Errors
 /// A value or keyword that sshd refuses, or that something else defeats.
 pub fn candidate(
+    said: Verdict,
     scratch: &Scratch,
     spec: &Spec,
     plan: &Plan,
     release: &Release,
 ) -> Result<Effective, Error> {
     let main = scratch.main();
-    let effective = match ask_sshd(Some(main), &plan.options) {
+    let effective = match said {
         Verdict::Valid(effective) => effective,
         Verdict::Unseen(why) => return Err(no_answer(&why).into()),
         Verdict::Invalid(said) => return Err(scratch.refusal(spec, plan, release, &said)),
@@ -193,6 +194,11 @@ impl<'a> Scratch<'a> {
             files.scratch(&path, text.as_bytes())?;
         }
         Ok(scratch)
+    }
+
+    /// What sshd makes of it for everybody.
+    pub fn ask(&self, plan: &Plan) -> Verdict {
+        ask_sshd(Some(&self.main), &plan.options)
     }
 
     /// Where it is.

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use harden::error::{Error, Refusal, exit};
-use harden::lockout::{self, Risk};
+use harden::lockout::{self, Guards, Risk};
 use harden::observe::{self, Ahead, Observed};
 use harden::plan::{Plan, plan};
 use harden::report::{human, json};
@@ -110,16 +110,19 @@ fn examined(files: &Files, spec: &Spec, observed: &Observed) -> Result<(Plan, Ve
         return Ok((plan, risks));
     }
     let scratch = Scratch::of(files, &plan.candidate)?;
-    // Both ask sshd, and wait for it.
-    let (effective, risks) = std::thread::scope(|scope| {
-        let risks = scope.spawn(|| lockout::risks(files, listed, observed, &plan, &scratch));
-        let release = &observed.release;
-        let effective = changes.then(|| validate::candidate(&scratch, spec, &plan, release));
-        (effective.transpose(), risks.join())
-    });
-    let effective = effective?;
-    let lost = |_| SysError::new("cannot tell who would be locked out", "the look is lost");
-    let risks = risks.map_err(lost)?;
+    let guards = Guards::new(files, listed, observed, &plan, &scratch);
+    let judge = |said| validate::candidate(said, &scratch, spec, &plan, &observed.release);
+    let everybody = if changes { guards.ask_for_everybody() } else { None };
+    let (effective, risks) = match everybody {
+        Some(said) => (Some(judge(said)?), guards.risks()),
+        // Both ask sshd, and wait for it.
+        None => std::thread::scope(|scope| {
+            let risks = scope.spawn(move || guards.risks());
+            let effective = changes.then(|| judge(scratch.ask(&plan))).transpose()?;
+            let lost = |_| SysError::new("cannot tell who would be locked out", "the look is lost");
+            Ok::<_, Error>((effective, risks.join().map_err(lost)?))
+        })?,
+    };
     plan.warnings.extend(effective.and_then(|then| validate::passwords_stay(&plan, &then)));
     Ok((plan, risks))
 }

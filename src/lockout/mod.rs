@@ -68,10 +68,10 @@ struct View<'v> {
     /// The main file; the live one where there is none.
     main: Option<&'v Path>,
     /// sshd's command line.
-    options: &'v [String],
+    options: Vec<String>,
     way: Way,
     /// What sshd has said already, for whom and from where.
-    said: RefCell<BTreeMap<(String, IpAddr), Option<Effective>>>,
+    said: RefCell<BTreeMap<(String, IpAddr), Verdict>>,
 }
 
 /// How people come in.
@@ -113,12 +113,20 @@ impl Way {
 }
 
 impl<'v> View<'v> {
-    fn new(main: Option<&'v Path>, options: &'v [String], way: Way) -> Self {
+    fn new(main: Option<&'v Path>, options: Vec<String>, way: Way) -> Self {
         Self { main, options, way, said: RefCell::default() }
     }
 
     /// What is in effect for a user; `None` where sshd does not say.
     fn of(&self, admin: &Admin) -> Option<Effective> {
+        match self.ask(admin) {
+            Verdict::Valid(effective) => Some(effective),
+            Verdict::Invalid(_) | Verdict::Unseen(_) => None,
+        }
+    }
+
+    /// What sshd says of a user's connection.
+    fn ask(&self, admin: &Admin) -> Verdict {
         let from = admin.from.unwrap_or(self.way.from);
         let whom = (admin.user.name.clone(), from);
         if let Some(said) = self.said.borrow().get(&whom) {
@@ -127,10 +135,7 @@ impl<'v> View<'v> {
         let options = test_of(&admin.user.name, from, self.way.to);
         let options: Vec<String> =
             options.into_iter().chain(self.options.iter().cloned()).collect();
-        let said = match ask_sshd(self.main, &options) {
-            Verdict::Valid(effective) => Some(effective),
-            _ => None,
-        };
+        let said = ask_sshd(self.main, &options);
         self.said.borrow_mut().insert(whom, said.clone());
         said
     }
@@ -144,68 +149,104 @@ pub fn is_asked(listed: &[String], before: &Observed, plan: &Plan) -> bool {
     sys::is_root() && !(same && listed.is_empty())
 }
 
-/// Whom a plan would lock out: those of `listed`, or else who is logged in now, and root where root gets in
-/// by key. What sshd says is asked of a copy of the planned files.
-pub fn risks(
-    files: &Files,
-    listed: &[String],
-    before: &Observed,
-    plan: &Plan,
-    scratch: &Scratch,
-) -> Vec<Risk> {
-    if let Some(risk) = loopback(before, plan) {
-        return vec![risk];
-    }
-    let options = before.command_line.settings();
-    let way = Way::now(before);
-    let now = View::new(None, &options, way);
-    let then = View::new(Some(scratch.main()), &plan.options, way.then(&plan.expect.endpoints));
-    let keys = Keys { files, folder: scratch.folder() };
+/// What keeps a plan from locking anybody out. What sshd says is asked of a copy of the planned files.
+pub struct Guards<'g> {
+    before: &'g Observed,
+    plan: &'g Plan,
+    /// Whom the spec names.
+    listed: &'g [String],
+    /// Those, or else who is logged in now, and root where root gets in by key.
+    admins: Vec<Admin>,
+    now: View<'g>,
+    then: View<'g>,
+    keys: Keys<'g>,
+}
 
-    let mut risks: Vec<Risk> = unknown(listed).collect();
-    let admins = admins(listed);
-    let mut enters: Vec<&Admin> = Vec::new();
-    let mut lost: Vec<(&Admin, Obstacle)> = Vec::new();
-    for admin in &admins {
-        let Some(effective) = then.of(admin) else { continue };
-        match obstacle(admin, &effective, &keys) {
-            None => enters.push(admin),
-            // Who does not get in today is not the plan's to let in.
-            Some(found) if admin.listed || gets_in(admin, &now, &keys) => lost.push((admin, found)),
-            Some(_) => {}
+impl<'g> Guards<'g> {
+    /// For the administrators of a spec.
+    pub fn new(
+        files: &'g Files,
+        listed: &'g [String],
+        before: &'g Observed,
+        plan: &'g Plan,
+        scratch: &'g Scratch,
+    ) -> Self {
+        let way = Way::now(before);
+        let then = way.then(&plan.expect.endpoints);
+        Self {
+            before,
+            plan,
+            listed,
+            admins: admins(listed),
+            now: View::new(None, before.command_line.settings(), way),
+            then: View::new(Some(scratch.main()), plan.options.clone(), then),
+            keys: Keys { files, folder: scratch.folder() },
         }
     }
-    let is_replaced = |admin: &Admin| {
-        let others = users::administrators().into_iter().filter(|user| user.uid != 0);
-        // They come from where root does.
-        let others = others.map(|user| Admin { user, from: admin.from, listed: false });
-        admin.user.uid == 0
-            && !admin.listed
-            && (enters.iter().any(|other| users::becomes_root(&other.user))
-                || others
-                    .into_iter()
-                    .any(|other| users::becomes_root(&other.user) && gets_in(&other, &then, &keys)))
-    };
-    for (admin, Obstacle { why, fix }) in lost {
-        if !is_replaced(admin) {
-            let message = format!("{} could not log in any more: {why}", admin.user.name);
-            risks.push(Risk { message, fix });
+
+    /// What sshd says of the planned files for an administrator whom no Match block means: then it says that
+    /// for everybody, and need not be asked twice.
+    pub fn ask_for_everybody(&self) -> Option<Verdict> {
+        let unmatched =
+            |admin: &&Admin| !self.plan.candidate.may_match(&admin.user.name, &self.before.release);
+        self.admins.first().filter(unmatched).map(|admin| self.then.ask(admin))
+    }
+
+    /// Whom the plan would lock out.
+    pub fn risks(self) -> Vec<Risk> {
+        let Self { before, plan, listed, admins, now, then, keys } = self;
+        if let Some(risk) = loopback(before, plan) {
+            return vec![risk];
         }
+        let mut risks: Vec<Risk> = unknown(listed).collect();
+        let mut enters: Vec<&Admin> = Vec::new();
+        let mut lost: Vec<(&Admin, Obstacle)> = Vec::new();
+        for admin in &admins {
+            let Some(effective) = then.of(admin) else { continue };
+            match obstacle(admin, &effective, &keys) {
+                None => enters.push(admin),
+                // Who does not get in today is not the plan's to let in.
+                Some(found) if admin.listed || gets_in(admin, &now, &keys) => {
+                    lost.push((admin, found));
+                }
+                Some(_) => {}
+            }
+        }
+        let is_replaced = |admin: &Admin| {
+            let others = users::administrators().into_iter().filter(|user| user.uid != 0);
+            // They come from where root does.
+            let others = others.map(|user| Admin { user, from: admin.from, listed: false });
+            admin.user.uid == 0
+                && !admin.listed
+                && (enters.iter().any(|other| users::becomes_root(&other.user))
+                    || others.into_iter().any(|other| {
+                        users::becomes_root(&other.user) && gets_in(&other, &then, &keys)
+                    }))
+        };
+        for (admin, Obstacle { why, fix }) in lost {
+            if !is_replaced(admin) {
+                let message = format!("{} could not log in any more: {why}", admin.user.name);
+                risks.push(Risk { message, fix });
+            }
+        }
+        for admin in enters.iter().filter(|admin| admin.listed && !users::becomes_root(&admin.user))
+        {
+            let name = &admin.user.name;
+            risks.push(Risk {
+                message: format!(
+                    "{name} of `safety.admins` could not become root (sudo -l -U {name})"
+                ),
+                fix: format!(
+                    "let {name} use sudo: usermod -aG sudo {name}, and give {name} a password"
+                ),
+            });
+        }
+        risks.extend(session(&admins, &now, &then, &keys));
+        if is_about_passwords(before, plan) {
+            risks.extend(passwords(&admins, &now, &then, &keys));
+        }
+        risks
     }
-    for admin in enters.iter().filter(|admin| admin.listed && !users::becomes_root(&admin.user)) {
-        let name = &admin.user.name;
-        risks.push(Risk {
-            message: format!("{name} of `safety.admins` could not become root (sudo -l -U {name})"),
-            fix: format!(
-                "let {name} use sudo: usermod -aG sudo {name}, and give {name} a password"
-            ),
-        });
-    }
-    risks.extend(session(&admins, &now, &then, &keys));
-    if is_about_passwords(before, plan) {
-        risks.extend(passwords(&admins, &now, &then, &keys));
-    }
-    risks
 }
 
 fn gets_in(admin: &Admin, view: &View, keys: &Keys) -> bool {

@@ -147,6 +147,11 @@ impl Criterion {
         matches!(self, Self::LocalAddress(_) | Self::LocalPort(_))
     }
 
+    /// Whether it asks for users by name, and not for this one.
+    pub fn rules_out(&self, user: &str) -> bool {
+        matches!(self, Self::User(list) if !is_listed(Some(user), list))
+    }
+
     /// Whether it asks nothing of the connection, only of sshd.
     fn asks_nothing(&self) -> bool {
         matches!(self, Self::All | Self::Version(_))

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::syntax::{parse_line, quote_arg};
+use super::criteria;
+use super::release::Release;
+use super::syntax::{self, parse_line, quote_arg};
 use crate::sys::files::Meta;
 
 /// sshd stops at this depth of Include (servconf.c, `SERVCONF_MAX_DEPTH`).
@@ -79,6 +81,19 @@ impl ConfigTree {
         });
         (copies.collect(), inside(&self.main))
     }
+
+    /// Whether a Match block may mean a user, as far as that shows without reading everything: not where
+    /// each of them asks for others by name.
+    pub fn may_match(&self, user: &str, release: &Release) -> bool {
+        let lines = self.files.iter().flat_map(|file| syntax::lines(&file.text, release));
+        let mut blocks = lines.filter(|(_, line)| may_be(line, "Match"));
+        blocks.any(|(_, line)| match syntax::read_line(&line, release) {
+            Ok(Some(line)) if line.is("Match") => criteria::read(&line, release)
+                .map_or(true, |all| !all.iter().any(|criterion| criterion.rules_out(user))),
+            Ok(_) => false,
+            Err(_) => true,
+        })
+    }
 }
 
 /// Whether a line may say something of a keyword, without taking it apart: most say nothing of any.
@@ -145,6 +160,28 @@ pub(crate) mod tests {
             let is_one = parse_line(&line).is_some_and(|directive| directive.is("Include"));
             proptest::prop_assert!(!is_one || may_be(&line, "include"));
         }
+    }
+
+    #[test]
+    fn a_block_that_asks_for_others_does_not_mean_a_user() {
+        let release = Release::LATEST;
+        let may =
+            |text: &str| tree_of(&[("/etc/ssh/sshd_config", text)]).may_match("root", &release);
+        for others in
+            ["", "Port 22", "Match User ada", "match user=ada,!root,*", "Match Group x User a?a"]
+        {
+            assert!(!may(others), "{others}");
+        }
+        for all in [
+            "Match all",
+            "\"Match\" User r*",
+            " Match\tUser !ada,*",
+            "Match Group sudo",
+            "Match Address",
+        ] {
+            assert!(may(all), "{all}");
+        }
+        assert!(may("Match User ada\n  Banner /x\nMatch LocalPort 22"));
     }
 
     /// A tree of files, their Includes expanded as sshd would.
