@@ -138,6 +138,12 @@ mod cases {
         is_named(&machine, "condition");
         machine.sh("systemctl disable --now ssh.service");
         is_named(&machine, "not-running");
+        machine.sh("systemctl disable ssh.service");
+        is_named(&machine, "not-enabled");
+        let wants = "[Unit]\nWants=ssh.service\n";
+        machine.root().write("/etc/systemd/system/multi-user.target.d/own.conf", wants);
+        machine.sh("systemctl disable ssh.service");
+        is_healthy(&machine);
         machine.root().append("/etc/ssh/sshd_config", "Nonsense\n");
         machine.exec("for i in 1 2 3 4 5 6; do systemctl restart ssh.service; done");
         machine.sh("sed -i '/^Nonsense/d' /etc/ssh/sshd_config");

@@ -65,6 +65,9 @@ pub fn diagnose(case: &Case) -> Vec<Finding> {
         findings.extend(causes::listeners(&sight));
     }
     findings.extend(causes::shadowed(case));
+    if findings.is_empty() {
+        findings.extend(causes::not_enabled(&sight));
+    }
     findings
 }
 

@@ -30,6 +30,8 @@ pub struct Unit {
     pub drop_ins: Vec<PathBuf>,
     /// Units that starting this one pulls in or is bound to (`Requires=`, `BindsTo=`, `Requisite=`).
     pub requires: Vec<String>,
+    /// Units that pull this one in (`WantedBy`, `RequiredBy`, `BoundBy`).
+    pub wanted_by: Vec<String>,
     /// Units that this one starts (`Service=` of a socket).
     pub triggers: Vec<String>,
     /// Conditions and assertions that did not hold at the last start (`ConditionPathExists=!/x`).
@@ -67,10 +69,9 @@ impl Unit {
     }
 
     fn from_properties(name: &str, all: &Properties) -> Self {
-        let requires = ["Requires", "BindsTo", "Requisite"]
-            .iter()
-            .flat_map(|property| strings(all, property))
-            .collect();
+        let named = |properties: [&str; 3]| -> Vec<String> {
+            properties.iter().flat_map(|property| strings(all, property)).collect()
+        };
         Self {
             name: name.to_owned(),
             load: string(all, "LoadState"),
@@ -80,7 +81,8 @@ impl Unit {
             result: string(all, "Result"),
             fragment: string(all, "FragmentPath").into(),
             drop_ins: strings(all, "DropInPaths").into_iter().map(PathBuf::from).collect(),
-            requires,
+            requires: named(["Requires", "BindsTo", "Requisite"]),
+            wanted_by: named(["WantedBy", "RequiredBy", "BoundBy"]),
             triggers: strings(all, "Triggers"),
             unmet: ["Condition", "Assert"].iter().flat_map(|kind| unmet(all, kind)).collect(),
             families: families(all).unwrap_or_default(),

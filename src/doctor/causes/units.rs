@@ -144,6 +144,28 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
     )
 }
 
+/// All is well until the next boot: nothing starts either unit then.
+pub(crate) fn not_enabled(sight: &Sight) -> Option<Finding> {
+    let units = [&sight.case.observed.service, &sight.case.observed.socket];
+    let starts = |unit: &&Unit| {
+        // `static`, `generated` and what other units pull in: somebody has arranged for it otherwise.
+        let is_left_out =
+            matches!(unit.file.as_str(), "disabled" | "masked" | "masked-runtime" | "");
+        !is_left_out || !unit.wanted_by.is_empty()
+    };
+    let runs = units.into_iter().find(|unit| unit.is_active())?;
+    if units.iter().any(starts) {
+        return None;
+    }
+    let state = |unit: &&Unit| format!("{} is {}", unit.name, unit.summary());
+    Some(finding(
+        "not-enabled",
+        format!("{} runs, and would not after a reboot", runs.name),
+        units.iter().filter(|unit| unit.exists()).map(state).collect(),
+        command(format!("systemctl enable {}", runs.name)),
+    ))
+}
+
 /// ssh.service is masked, or the socket that it does not start without.
 fn masked(service: &Unit, socket: &Unit, evidence: &[String]) -> Option<Finding> {
     let name = &service.name;

@@ -164,11 +164,3 @@ pub(super) fn keep_interval<'r>(chosen: &mut Chosen<'r>, global: &Chosen<'r>) {
         chosen.followed.extend(global.followed.iter().filter(|place| has_interval(place)).copied());
     }
 }
-
-/// A subsystem of a Match block replaces the global one of its name alone.
-pub(super) fn keep_other_names<'r>(chosen: &mut Chosen<'r>, global: &Chosen<'r>) {
-    let name = |place: &Place| place.directive.args.first().cloned();
-    let names: Vec<_> = chosen.followed.iter().map(name).collect();
-    let others = global.followed.iter().filter(|place| !names.contains(&name(place)));
-    chosen.followed.extend(others.copied());
-}

@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 pub use self::blocks::Blocks;
 pub use self::lines::{Block, Chosen, Effect, Place};
-use self::lines::{choose, keep_interval, keep_other_names};
+use self::lines::{choose, keep_interval};
 use super::criteria::{self, Connection, Criterion};
 use super::keywords::{counts_in_match, follows, kept_as, may_be_matched};
 use super::release::Release;
@@ -157,10 +157,8 @@ impl<'t> Reading<'t> {
                 continue;
             }
             let global = keywords.remove(&keyword).unwrap_or_default();
-            match keyword.as_str() {
-                "subsystem" => keep_other_names(&mut chosen, &global),
-                "rekeylimit" => keep_interval(&mut chosen, &global),
-                _ => {}
+            if keyword == "rekeylimit" {
+                keep_interval(&mut chosen, &global);
             }
             let elsewhere = global.followed.into_iter().chain(global.shadowed);
             let counted: BTreeSet<_> =
@@ -411,6 +409,18 @@ mod tests {
         let (block, chosen) = &blocks.follow("MaxSessions")[0];
         assert_eq!((block.number, block.within), (1, Some(0)));
         assert_eq!(places(&chosen.followed), ["inner:2"]);
+    }
+
+    #[test]
+    fn subsystems_of_a_block_replace_all_others() {
+        let text = "Subsystem sftp a\nSubsystem x b\nMatch User ada\nSubsystem y c\n";
+        let tree = tree_of(&[("/etc/ssh/sshd_config", text)]);
+        let reading = Reading::new(&tree, release(10, 0)).unwrap();
+        let of = |name: &str| {
+            let effect = reading.for_connection(&user(name)).unwrap();
+            places(&effect.of("subsystem").unwrap().followed)
+        };
+        assert_eq!((of("ada"), of("eve").len()), (vec!["sshd_config:4".to_owned()], 2));
     }
 
     #[test]
