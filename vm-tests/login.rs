@@ -98,6 +98,17 @@ fn keys_that_others_can_write_do_not_count() {
     apply(&machine, "{StrictModes: yes}").code(0);
 }
 
+/// sshd takes a key that is made for the login, but none of their own: it cannot read what stands before them.
+#[test]
+fn none_of_their_own_keys_is_taken() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("for home in /root /home/deploy; do cd $home/.ssh; \
+                sed 's/^/permitopen=\"nowhere\" /' authorized_keys > other; \
+                chown --reference authorized_keys other; done");
+    let back = unchanged(&machine, || apply(&machine, "{AuthorizedKeysFile: .ssh/other}").code(4));
+    assert!(unwrapped(&back).contains("none of their own keys is accepted"), "{back:?}");
+}
+
 /// A key that is tied to a command opens no session: a cloud image's root has one.
 #[test]
 fn a_key_with_a_command_opens_no_session() {
