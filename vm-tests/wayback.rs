@@ -1,10 +1,11 @@
 //! A way back that cannot be completed, or on which somebody else is under way too: what is left lets people
 //! in for as long as it takes, and a change that is back is closed.
 
+use crate::gap::Watch;
 use crate::machine::{Machine, Suite};
 use crate::on_debian;
 use crate::operator::socket_system;
-use crate::state::{Want, assert_closed, assert_state, wait_until_idle};
+use crate::state::{Want, assert_closed, assert_over, assert_state, wait_until_idle};
 
 on_debian!(the_last_way_in_outlasts_what_people_try, who_restarts_sshd_meanwhile_does_no_harm);
 
@@ -81,6 +82,52 @@ mod cases {
             assert_eq!(given_up, "", "it was given up on the way");
         }
     }
+}
+
+/// ssh.service starts neither with the new state nor with the old one any more, and systemd goes on trying or
+/// waits: what its sshd holds meanwhile is no way in that lasts. Somebody listens all the time.
+#[track_caller]
+fn does_not_come_back(suite: Suite, lines: &str) {
+    let mut machine = Machine::boot(suite, |root| {
+        root.write("/etc/systemd/system/ssh.service.d/after.conf", &format!("{lines}\n"));
+    });
+    machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+    machine.sh("touch /root/fail");
+    let watch = Watch::table(&machine, &[22, 2222]);
+    machine.apply().code(5);
+    let rescued = rescue(&machine);
+    assert_ne!(rescued, "0", "there is no rescue");
+    // As long as systemd would go on.
+    std::thread::sleep(std::time::Duration::from_secs(20));
+    let seen = watch.end();
+    assert!(seen.gaps.is_empty(), "{seen:?}");
+    lets_in(&machine, "after the way back");
+    assert_eq!(rescue(&machine), rescued, "the rescue went and came");
+    machine.sh("rm /root/fail");
+    machine.exec("harden rollback -y").code(0);
+    assert_closed(&machine);
+    assert_over(&mut machine, &Want::service(22));
+}
+
+#[test]
+fn a_start_that_hangs_when_sshd_listens() {
+    let lines = "[Service]\nExecStartPost=/bin/sh -c 'test ! -e /root/fail || sleep 1000'\n\
+                 TimeoutStartSec=45\nRestart=no";
+    does_not_come_back(Suite::Bookworm, lines);
+}
+
+#[test]
+fn a_service_that_comes_and_goes() {
+    let lines = "[Service]\nExecStartPost=/bin/sh -c 'test ! -e /root/fail'\n\
+                 Restart=always\nRestartSec=50ms\n[Unit]\nStartLimitIntervalSec=0";
+    does_not_come_back(Suite::Trixie, lines);
+}
+
+#[test]
+fn a_start_that_fails_when_sshd_listens() {
+    let lines = "[Service]\nExecStartPost=/bin/sh -c 'test ! -e /root/fail'";
+    does_not_come_back(Suite::Trixie, lines);
+    does_not_come_back(Suite::Bookworm, lines);
 }
 
 /// Somebody enables or disables a unit during the trial: that is theirs, and stays.

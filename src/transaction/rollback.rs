@@ -24,6 +24,12 @@ use crate::sys::{Files, Image, Result};
 
 /// How long the old listeners may take to come back.
 const LISTENERS: Duration = Duration::from_secs(10);
+/// How long a service that listens already may take to say that it has started: somewhat longer than systemd
+/// waits by default (systemd-system.conf(5), DefaultTimeoutStartSec=).
+const STARTED: Duration = Duration::from_secs(100);
+/// How long systemd's own next tries count after a start that has failed, and how long one has to last then.
+const TRIES: Duration = Duration::from_secs(3);
+const STEADY: Duration = Duration::from_secs(1);
 
 /// What has to be undone, worked out from the records alone. Pure.
 #[derive(Debug, Default, PartialEq)]
@@ -337,9 +343,13 @@ impl Way<'_, '_> {
                 self.start_units(&before, undo.ended);
             }
             self.pass(format_args!("rollback.started"));
-            self.await_listeners(&before);
+            if !self.are_back(&before) {
+                self.call_off(&before);
+            }
             if let Err(error) = listen_where_nobody_does(self.run) {
-                tracing::error!(%error, "no rescue listener");
+                tracing::error!(%error, "no rescue listener; the trial stays");
+                self.failures.push(error.to_string());
+                return;
             }
         }
         self.drop_bridge(Role::Trial);
@@ -418,21 +428,52 @@ impl Way<'_, '_> {
         }
     }
 
-    /// A started unit may take a moment to listen.
-    fn await_listeners(&self, before: &Observed) {
+    /// Whether the old owners have started, and hold their listeners; that may take a moment. What listens
+    /// while its start does not come to an end, or fails again and again, is no way in that lasts.
+    fn are_back(&self, before: &Observed) -> bool {
         let wanted = held(before);
-        let deadline = Instant::now() + LISTENERS;
-        while Instant::now() < deadline {
-            if let Ok(now) = self.run.machine.observe() {
-                let rests = |unit: &Unit| matches!(unit.active.as_str(), "failed" | "inactive");
-                let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
-                let nobody_will =
-                    owners.into_iter().filter(|(was, _)| was.is_active()).all(|(_, is)| rests(is));
-                if nobody_will || wanted.iter().all(|at| held(&now).contains(at)) {
-                    return;
-                }
+        let has_failed = !self.failures.is_empty();
+        let begun = Instant::now();
+        let (mut steady, mut first, mut last) = (begun, None, None);
+        loop {
+            let Ok(now) = self.run.machine.observe() else { return false };
+            let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
+            let mut owners = owners.into_iter().filter(|(was, _)| was.is_active());
+            let rests = |unit: &Unit| matches!(unit.active.as_str(), "failed" | "inactive");
+            if owners.clone().any(|(_, is)| rests(is)) {
+                return false;
+            }
+            let listens = held(&now);
+            let listens = wanted.iter().all(|at| listens.contains(at));
+            let sshd = now.service.main_pid;
+            let is_back = listens && owners.all(|(_, is)| is.is_active());
+            if !is_back || last.replace(sshd) != Some(sshd) {
+                steady = Instant::now();
+            }
+            if is_back && (!has_failed || steady.elapsed() > STEADY) {
+                return true;
+            }
+            let limit = match has_failed {
+                // Somewhat later than systemd, which may call it off itself.
+                _ if listens && *first.get_or_insert(sshd) == sshd => STARTED,
+                true => TRIES,
+                false => LISTENERS,
+            };
+            if begun.elapsed() > limit {
+                return false;
             }
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Calls off what systemd still tries to start: it would be in the way of the rescue, and take its port.
+    fn call_off(&mut self, before: &Observed) {
+        for unit in [&before.socket, &before.service].into_iter().filter(|unit| unit.exists()) {
+            let now = self.run.machine.unit(&unit.name);
+            if now.is_ok_and(|now| matches!(now.active.as_str(), "activating" | "deactivating")) {
+                let stopped = self.run.machine.job("StopUnit", &unit.name, JOB);
+                self.attempt(stopped);
+            }
         }
     }
 }
