@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 
 /// Prints help, the version, or what is wrong with the arguments.
 fn usage(error: &clap::Error) -> ExitCode {
-    let json = std::env::args().any(|arg| arg == "json" || arg == "--output=json");
+    let json = std::env::args_os().any(|arg| arg == "json" || arg == "--output=json");
     if json && error.use_stderr() {
         commands::usage_report(&error.render().to_string());
     }

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Refusal, SpecError};
 use crate::observe::{Observed, Verdict, ask_sshd};
-use crate::plan::Plan;
+use crate::plan::{Op, Plan};
 use crate::spec::{Setting, Spec};
 use crate::sshd::keywords::{counts_in_match, is_forgotten, same};
 use crate::sshd::reading::Reading;
 use crate::sshd::release::Release;
 use crate::sshd::{ConfigTree, Effective};
-use crate::sys::{self, Files};
+use crate::sys::{self, Files, Image};
 
 /// Where scratch copies go: gone after a reboot.
 const SCRATCH: &str = "/run/harden";
@@ -105,6 +105,34 @@ pub fn answers(observed: &Observed) -> Result<(), Refusal> {
         Verdict::Unseen(why) if sys::is_root() => Err(no_answer(why)),
         _ => Ok(()),
     }
+}
+
+/// Refuses a plan that could not be written: the way back would be whole, but a port may have changed hands
+/// for nothing by then.
+///
+/// # Errors
+/// A refusal that names the place.
+pub fn can_be_written(files: &Files, plan: &Plan) -> Result<(), Refusal> {
+    let put = plan.steps.iter().filter_map(|step| match &step.op {
+        Op::Put { path, image: Image::File { .. } | Image::Absent } => Some(path),
+        _ => None,
+    });
+    for path in put {
+        let folder = path.ancestors().skip(1).find(|folder| files.exists(folder));
+        let why = if files.own_metadata(path).is_some_and(|meta| meta.is_dir()) {
+            "it is a folder"
+        } else if folder.is_some_and(|folder| files.is_read_only(folder)) {
+            "its file system is read-only"
+        } else {
+            continue;
+        };
+        return Err(Refusal::new(
+            "not-writable",
+            format!("cannot write {}: {why}", path.display()),
+            "move the folder away, or mount it read-write (mount -o remount,rw)",
+        ));
+    }
+    Ok(())
 }
 
 fn no_answer(why: &str) -> Refusal {

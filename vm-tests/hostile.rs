@@ -117,3 +117,58 @@ fn a_pipe_among_the_files_is_not_waited_for() {
     let refused = unchanged(&machine, || machine.apply().code(1));
     assert!(refused.stderr.contains("no end after"), "{refused:?}");
 }
+
+/// What could be written only after the decision is refused before it.
+#[test]
+fn what_cannot_be_written_is_refused() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
+    let own = "/etc/ssh/sshd_config.d/00-harden.conf";
+    for (plant, why, undo) in [
+        (format!("mkdir {own}"), "it is a folder", format!("rmdir {own}")),
+        (
+            "mount --bind /etc/ssh /etc/ssh; mount -o remount,bind,ro /etc/ssh".to_owned(),
+            "its file system is read-only",
+            "umount /etc/ssh".to_owned(),
+        ),
+    ] {
+        machine.sh(&plant);
+        let refused = machine.apply().code(1);
+        let said = refused.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(&format!("cannot write {own}: {why}")), "{refused:?}");
+        assert_eq!(machine.exec("ls /var/lib/harden/*.journal").stdout, "");
+        machine.sh(&undo);
+    }
+    machine.apply().code(0);
+}
+
+/// What lies beside the journals and is none, and an argument that is no text.
+#[test]
+fn what_is_no_journal_is_passed_over() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("mkdir -p /var/lib/harden/x.journal; mkfifo /var/lib/harden/y.journal");
+    for command in ["harden status", "harden history"] {
+        machine.exec(&format!("timeout 10 {command}")).code(0);
+    }
+    machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
+    machine.apply().code(0);
+    machine.exec("harden rollback \"$(printf '\\377')\"").code(2);
+}
+
+/// A unit that is on its way is waited for, and not for ever.
+#[test]
+fn a_unit_that_is_on_its_way() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        let lines = "[Service]\nExecStartPost=/bin/sh -c 'sleep $(cat /root/pause)'\n";
+        root.write("/root/pause", "0\n");
+        root.write("/etc/systemd/system/ssh.service.d/slow.conf", lines);
+    });
+    machine.spec("version: 1\nssh: {port: 2222}\n");
+    machine.sh("echo 60 > pause; systemctl restart --no-block ssh.service; sleep 1");
+    let refused = machine.apply().code(1);
+    assert!(refused.stderr.contains("ssh.service is activating"), "{refused:?}");
+    machine.sh("systemctl kill ssh.service; echo 5 > pause; systemctl reset-failed ssh.service");
+    machine.sh("systemctl restart --no-block ssh.service; sleep 1; echo 0 > pause");
+    machine.apply().code(0);
+    assert_state(&machine, &Want::service(2222));
+}

@@ -109,6 +109,40 @@ fn none_of_their_own_keys_is_taken() {
     assert!(unwrapped(&back).contains("none of their own keys is accepted"), "{back:?}");
 }
 
+/// A shell that ends well, and runs nothing.
+#[test]
+fn a_session_in_which_nothing_runs_is_no_login() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write("/usr/local/bin/greeter", "#!/bin/sh\necho git only\n");
+    });
+    machine.sh("chmod 755 /usr/local/bin/greeter; usermod -s /usr/local/bin/greeter deploy");
+    let back = unchanged(&machine, || apply(&machine, "{PermitRootLogin: no}").code(4));
+    assert!(unwrapped(&back).contains("nobody could log in with a key any more"), "{back:?}");
+    machine.sh("usermod -s /bin/true deploy");
+    apply(&machine, "{PermitRootLogin: no}").code(1);
+}
+
+/// The port stays, so the trial takes it: a person would look for a way in until the time is over.
+#[test]
+fn a_person_is_not_asked_where_nobody_gets_in() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("printf 'root:root\ndeploy:deploy\n' | chpasswd");
+    let by_operator = |settings: &str, more: &str| {
+        machine.spec(&format!("version: 1\nssh: {{{more}settings: {settings}}}\n"));
+        machine.exec("harden apply -y --confirm operator --timeout 8s spec.yaml")
+    };
+    let back = unchanged(&machine, || by_operator("{MaxAuthTries: 0}", "").code(4));
+    assert!(unwrapped(&back).contains("nobody could log in with a key any more"), "{back:?}");
+    // On a port of its own the old one still lets people in; and whoever has more than a key is let try.
+    for (settings, more) in [
+        ("{MaxAuthTries: 0}", "port: 2222, "),
+        ("{AuthenticationMethods: \"publickey,password\"}", ""),
+    ] {
+        let waited = unchanged(&machine, || by_operator(settings, more).code(4));
+        assert!(unwrapped(&waited).contains("nobody confirmed in time"), "{waited:?}");
+    }
+}
+
 /// A key that is tied to a command opens no session: a cloud image's root has one.
 #[test]
 fn a_key_with_a_command_opens_no_session() {

@@ -316,12 +316,17 @@ impl Machine {
 
     /// The same to one of its addresses.
     pub(crate) fn ssh_to(&self, host: &str, port: u16, command: &str) -> Ran {
-        let output = Command::new("ip")
-            .args(self.ssh_args(host, port, "root"))
-            .arg(command)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        Self::over(&self.ssh_args(host, port, "root"), command)
+    }
+
+    /// The same as somebody else.
+    pub(crate) fn ssh_as(&self, user: &str, port: u16, command: &str) -> Ran {
+        Self::over(&self.ssh_args(V4, port, user), command)
+    }
+
+    fn over(ssh: &[String], command: &str) -> Ran {
+        let output =
+            Command::new("ip").args(ssh).arg(command).stdin(Stdio::null()).output().unwrap();
         Ran::of(&output)
     }
 

@@ -82,3 +82,23 @@ mod cases {
         assert_for_good(&mut machine, &Want::service(22).with("maxauthtries 3"));
     }
 }
+
+/// Whoever has to use sudo: the command that is printed works wherever sudo looks for programs.
+#[test]
+fn who_uses_sudo_confirms_with_the_command_that_is_printed() {
+    for suite in [Suite::Trixie, Suite::Testing] {
+        let machine = socket_system(suite);
+        let apply = "cd /tmp; nohup sudo /usr/local/bin/harden apply -y --confirm operator \
+                     /root/spec.yaml > log 2>&1 < /dev/null &";
+        machine.ssh_as("deploy", 22, apply).ok();
+        machine.wait_for("the trial", "harden status | grep -q 'harden confirm'");
+        let status: serde_json::Value =
+            serde_json::from_str(&machine.sh("harden status --output json")).unwrap();
+        let printed = status["transaction"]["confirm"].as_str().unwrap().to_owned();
+        let (login, command) = printed.split_once(" sudo ").unwrap();
+        assert!(login.starts_with("ssh -p 2222 -t deploy@"), "{printed}");
+        machine.ssh_as("deploy", 2222, &format!("sudo {command}")).code(0);
+        machine.wait_for_the_end();
+        assert_state(&machine, &Want::service(2222));
+    }
+}

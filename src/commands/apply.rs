@@ -16,7 +16,7 @@ use harden::sys::{self, Files, users};
 use harden::transaction::follow::{self, Watcher, follow};
 use harden::transaction::journal::{self, Terms};
 use harden::transaction::machine::{Machine, RealMachine};
-use harden::transaction::{Lock, Outcome, front, guard};
+use harden::transaction::{Lock, Outcome, decision, front, guard};
 use harden::verify;
 
 use super::input::{MAX_PLAN, read_input};
@@ -111,7 +111,9 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
         };
     }
     guard::clear_up(&machine);
-    let observed = machine.observe_with(ahead(&spec))?;
+    let ahead = ahead(&spec);
+    machine.await_rest()?;
+    let observed = machine.observe_with(ahead)?;
     if let Some(saved) = &saved {
         saved.check_origin(&name, &spec)?;
         saved.check_host(&observed)?;
@@ -168,7 +170,11 @@ fn resolve(machine: &RealMachine, lock: Lock, id: &str) -> Result<Result<Lock, B
             let lock = Lock::wait(machine.files(), Duration::from_secs(10))?;
             lock.map_or_else(|| Lock::take(machine.files()), Ok).map(Ok)
         }
-        other => Ok(Err(Box::new(ended(id, None, other)))),
+        other => {
+            let ended = ended(id, None, other);
+            terminal.note("so nothing new was begun");
+            Ok(Err(Box::new(ended)))
+        }
     }
 }
 
@@ -266,10 +272,11 @@ fn login(observed: &Observed, plan: &Plan, operator: &str) -> Vec<String> {
     // Somebody else, who can become root.
     let user = if operator == "root" && root_stays_out { "USER" } else { operator };
     let mut words = vec!["ssh".to_owned(), "-p".to_owned(), port];
-    let program = sys::own_command();
     if user == "root" {
-        words.extend([format!("{user}@{host}"), program, "confirm".to_owned()]);
+        words.extend([format!("{user}@{host}"), sys::own_command(), "confirm".to_owned()]);
     } else {
+        // Where sudo looks for programs (sudoers(5), secure_path) /usr/local may be missing.
+        let program = sys::own_path().display().to_string();
         // sudo may ask for a password.
         words.push("-t".to_owned());
         words.extend([format!("{user}@{host}"), "sudo".into(), program, "confirm".into()]);
@@ -324,15 +331,18 @@ pub(super) fn ended(id: &str, plan: Option<Plan>, outcome: Option<Outcome>) -> E
             exit::REFUSED,
             report("refused", format!("{cause}\nNothing was changed."), "remove the cause first"),
         ),
-        Some(Outcome::RolledBack { cause }) => (
-            "rolled-back",
-            exit::ROLLED_BACK,
-            report(
-                "rolled-back",
-                format!("{cause}\nEverything is as it was before, and that was checked."),
-                "remove the cause, then apply again",
-            ),
-        ),
+        Some(Outcome::RolledBack { cause }) => {
+            let hint = match cause.as_str() {
+                decision::WANTED_BACK => "apply again when you are ready",
+                decision::NOT_IN_TIME => {
+                    "apply again, and confirm it with the command that is printed then; --timeout \
+                     gives more time"
+                }
+                _ => "remove the cause, then apply again",
+            };
+            let message = format!("{cause}\nEverything is as it was before, and that was checked.");
+            ("rolled-back", exit::ROLLED_BACK, report("rolled-back", message, hint))
+        }
         Some(Outcome::NeedsOperator { cause, left }) => (
             "needs-operator",
             exit::NEEDS_OPERATOR,

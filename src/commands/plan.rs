@@ -50,7 +50,9 @@ fn planned(args: &PlanArgs) -> Result<(Observed, Plan), Error> {
     observe::check_host()?;
     refuse_open(&files)?;
     let ahead = ahead(&spec);
-    let observed = observe::observe(&files, &observe::connect()?, ahead)?;
+    let systemd = observe::connect()?;
+    observe::await_rest(&systemd)?;
+    let observed = observe::observe(&files, &systemd, ahead)?;
     let plan = checked_plan(&files, &spec, &observed)?;
     if let Some(out) = &args.out {
         save(&files, out, &args.spec, &SavedPlan::new(&spec, &observed, &plan))?;
@@ -98,6 +100,7 @@ fn examined(files: &Files, spec: &Spec, observed: &Observed) -> Result<(Plan, Ve
     validate::answers(observed)?;
     validate::remembered(spec, &observed.release)?;
     let mut plan = plan(spec, observed)?;
+    validate::can_be_written(files, &plan)?;
     let listed = &spec.safety.admins;
     let changes = plan.candidate != observed.config;
     if !lockout::is_asked(listed, observed, &plan) {

@@ -63,7 +63,7 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
     let files = machine.files();
     let begun = records.iter().any(|record| matches!(record, Record::Rollback { .. }));
     if !begun {
-        match decision::decide(files, id, Verdict::Rollback, "the operator wanted it back") {
+        match decision::decide(files, id, Verdict::Rollback, decision::WANTED_BACK) {
             Ok(stands) if stands.verdict == Verdict::Commit => {
                 if !guard::is_worked_on(machine, id)? {
                     let from = length(files, id);

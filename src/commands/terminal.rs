@@ -16,6 +16,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::tell;
 
+/// How wide the countdown is: on 80 columns a terminal has room for its `^C` behind it.
+const WIDTH: usize = 76;
+
 /// Signals by which a terminal ends a program.
 fn held() -> SigSet {
     let mut held = SigSet::empty();
@@ -107,7 +110,7 @@ impl Terminal {
     /// Writes a line, over the countdown where that stands.
     fn line(&mut self, text: &str) {
         // Blanks, not an escape: NO_COLOR takes those away.
-        let clear = self.drawn.take().map_or(String::new(), |_| format!("\r{:79}\r", ""));
+        let clear = self.drawn.take().map_or(String::new(), |_| format!("\r{:WIDTH$}\r", ""));
         tell(|out| writeln!(out, "{clear}{text}"));
     }
 
@@ -120,7 +123,7 @@ impl Terminal {
         let left = human::time(left);
         tell(|out| {
             let text = format!("waiting for the confirmation: {left} left (Ctrl-C to decide)");
-            write!(out, "\r{text:79}")?;
+            write!(out, "\r{text:WIDTH$}")?;
             out.flush()
         });
     }
@@ -160,7 +163,7 @@ impl Terminal {
             self.line("left to the countdown");
             return;
         }
-        let why = "the operator wanted it back";
+        let why = decision::WANTED_BACK;
         match decision::decide(&self.files, id, Verdict::Rollback, why) {
             Ok(stands) if stands.verdict == Verdict::Commit => {
                 self.line("too late: it has been confirmed");

@@ -4,6 +4,7 @@ use super::keys::Keys;
 use super::{Admin, pam};
 use crate::sshd::Effective;
 use crate::sshd::criteria::{comes_from, fits};
+use crate::sys;
 use crate::sys::users::{self, Password};
 
 /// What keeps somebody out.
@@ -57,10 +58,15 @@ fn account(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
         return because(format!("{name}'s account has expired"), format!("chage -E -1 {name}"));
     }
     let shell = user.shell.display().to_string();
-    let refuses = ["nologin", "false"].iter().any(|end| shell.ends_with(end));
+    let refuses = ["nologin", "false", "/true", "/sync"].iter().any(|end| shell.ends_with(end));
     let missing = !shell.is_empty() && !user.shell.exists();
-    if refuses || missing {
-        let what = if missing { "does not exist" } else { "lets nobody in" };
+    let no_program = !shell.is_empty() && !sys::is_program(&user.shell);
+    if refuses || no_program {
+        let what = match (missing, no_program) {
+            (true, _) => "does not exist",
+            (_, true) => "is no program",
+            _ => "lets nobody in",
+        };
         return because(
             format!("{name}'s shell {shell} {what}"),
             format!("chsh -s /bin/bash {name}"),

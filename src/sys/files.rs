@@ -174,6 +174,12 @@ impl Files {
         fs::symlink_metadata(self.real(path)).ok()
     }
 
+    /// Whether nothing can be written there, whoever asks (access(2), EROFS).
+    pub fn is_read_only(&self, path: &Path) -> bool {
+        let writes = nix::unistd::access(&self.real(path), nix::unistd::AccessFlags::W_OK);
+        writes == Err(nix::errno::Errno::EROFS)
+    }
+
     /// Whether a symbolic link is at the path.
     pub fn is_link(&self, path: &Path) -> bool {
         self.own_metadata(path).is_some_and(|meta| meta.is_symlink())

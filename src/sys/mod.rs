@@ -112,9 +112,14 @@ pub fn time_after(time: std::time::Duration) -> Option<String> {
     Some(then.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
+/// Where this program is.
+pub fn own_path() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| PathBuf::from("harden"))
+}
+
 /// How this program is called in a new session: by its name where that is found, else by its path.
 pub fn own_command() -> String {
-    let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("harden"));
+    let path = own_path();
     let usual = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
     match (path.parent().and_then(|folder| folder.to_str()), path.file_name()) {
         (Some(folder), Some(name)) if usual.contains(&folder) => {
@@ -152,8 +157,11 @@ fn fill_randomly(buffer: &mut [u8]) -> Result<()> {
 
 /// The first of `candidates` that is an executable file; system tools are found by fixed path.
 pub fn find_program(candidates: &[&str]) -> Option<PathBuf> {
+    candidates.iter().map(PathBuf::from).find(|path| is_program(path))
+}
+
+/// Whether there is a program that may be executed.
+pub fn is_program(path: &std::path::Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    candidates.iter().map(PathBuf::from).find(|path| {
-        path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    })
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }

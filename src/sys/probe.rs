@@ -91,7 +91,10 @@ pub enum Login {
     Refused(String),
 }
 
-/// Logs in as `user` with a private key, and runs `true` there. `sshd` is the command line of an
+/// What a command says that runs in a session: a shell may end well, and have run none.
+const SAYS: &str = "harden-is-in";
+
+/// Logs in as `user` with a private key, and runs a command there. `sshd` is the command line of an
 /// sshd that speaks over its standard input and output and logs to standard error (`-i -e`,
 /// sshd(8)): no network is touched.
 ///
@@ -99,7 +102,8 @@ pub enum Login {
 /// Where the client cannot be run, or does not end within 20 seconds.
 pub fn login(user: &str, key: &Path, known_hosts: &Path, sshd: &[String]) -> Result<Login> {
     let output = over_a_pipe(user, key, known_hosts, sshd, "VERBOSE")?;
-    Ok(read_login(output.status, &output.stderr))
+    let has_run = output.status == 0 && output.stdout.contains(SAYS);
+    Ok(read_login(has_run, &output.stderr))
 }
 
 /// Whether sshd takes a key for `user`, of which only the public half is here: it says so before it
@@ -130,7 +134,7 @@ fn over_a_pipe(
         .args(["-o".to_owned(), format!("LogLevel={level}")])
         .args(["-i".to_owned(), key.display().to_string()])
         .args(["-o".to_owned(), format!("ProxyCommand={proxy}")])
-        .args(["-l", user, "--", "harden-probe", "true"]);
+        .args(["-l", user, "--", "harden-probe", "echo", SAYS]);
     let mut tries = PATIENCE;
     loop {
         let output = client.run()?;
@@ -148,8 +152,8 @@ fn shell_quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
-fn read_login(status: i32, log: &str) -> Login {
-    if status == 0 {
+fn read_login(has_run: bool, log: &str) -> Login {
+    if has_run {
         return Login::In;
     }
     let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -163,7 +167,7 @@ fn read_login(status: i32, log: &str) -> Login {
     let other = || lines.clone().find(said);
     let denied = || lines.clone().find(|line| line.contains("Permission denied"));
     let opened = lines.clone().any(|line| line.contains("Authenticated "));
-    let no_shell = || opened.then_some("sshd takes the key, and the session ends at once");
+    let no_shell = || opened.then_some("sshd takes the key, and no command runs in the session");
     let said = listed.or_else(other).or_else(no_shell).or_else(denied);
     let said = said.or_else(|| lines.clone().next_back());
     // The other end of a pipe has no address.
@@ -199,18 +203,18 @@ mod tests {
 
     #[test]
     fn logins_are_told_apart() {
-        assert_eq!(read_login(0, "Accepted publickey for root from UNKNOWN"), Login::In);
+        assert_eq!(read_login(true, "Accepted publickey for root from UNKNOWN"), Login::In);
         let partial = "Authenticated using \"publickey\" with partial success.\nx: denied";
-        assert_eq!(read_login(255, partial), Login::Partial);
+        assert_eq!(read_login(false, partial), Login::Partial);
         let listed = "User root from UNKNOWN not allowed because not listed in AllowUsers";
         let refused = format!("Starting session\n{listed}\nroot@x: Permission denied (publickey).");
         let why = "not listed in AllowUsers";
-        assert_eq!(read_login(255, &refused), Login::Refused(why.into()));
+        assert_eq!(read_login(false, &refused), Login::Refused(why.into()));
         let denied = "root@harden-probe: Permission denied (publickey).";
-        assert_eq!(read_login(255, &format!("\n{denied}\r\n")), Login::Refused(denied.into()));
-        let closed = read_login(255, "Connection closed by UNKNOWN port 65535");
+        assert_eq!(read_login(false, &format!("\n{denied}\r\n")), Login::Refused(denied.into()));
+        let closed = read_login(false, "Connection closed by UNKNOWN port 65535");
         assert_eq!(closed, Login::Refused("sshd ends the connection without a word".into()));
-        assert_eq!(read_login(1, ""), Login::Refused("no reason was given".into()));
+        assert_eq!(read_login(false, ""), Login::Refused("no reason was given".into()));
     }
 
     #[test]

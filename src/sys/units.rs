@@ -118,6 +118,11 @@ impl Unit {
         matches!(self.active.as_str(), "active" | "reloading" | "refreshing")
     }
 
+    /// Whether it starts, stops or reloads just now, or waits to be started again.
+    pub fn is_on_its_way(&self) -> bool {
+        matches!(self.active.as_str(), "activating" | "deactivating" | "reloading" | "refreshing")
+    }
+
     /// Whether it is masked, persistently or until the next boot.
     pub fn is_masked(&self) -> bool {
         self.load == "masked" || self.file.starts_with("masked")

@@ -9,6 +9,11 @@ use super::STATE;
 use crate::sys::fault::point;
 use crate::sys::{Files, SysError};
 
+/// Why a change is taken back that somebody does not want.
+pub const WANTED_BACK: &str = "the operator wanted it back";
+/// Why one is that nobody has confirmed.
+pub const NOT_IN_TIME: &str = "nobody confirmed in time";
+
 /// What was decided, and by whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {

@@ -282,7 +282,9 @@ pub fn read(files: &Files, id: &str) -> Result<Vec<Record>, SysError> {
 /// The ids of all transactions, oldest first.
 pub fn ids(files: &Files) -> Vec<String> {
     let paths = files.list(Path::new(STATE)).into_iter();
+    let is_file = |path: &PathBuf| files.metadata(path).is_some_and(|meta| meta.is_file());
     paths
+        .filter(is_file)
         .filter_map(|path| Some(path.file_name()?.to_str()?.strip_suffix(".journal")?.to_owned()))
         .collect()
 }

@@ -56,7 +56,10 @@ pub trait Machine {
         before: &Observed,
     ) -> std::result::Result<Vec<Fault>, Error>;
     /// Tries logins under the planned configuration, meanwhile.
-    fn log_in(&self, asked: logins::Asked) -> JoinHandle<logins::Answer>;
+    fn log_in(
+        &self,
+        asked: logins::Asked,
+    ) -> JoinHandle<std::result::Result<logins::Answer, Error>>;
     /// Makes sure that a program runs.
     fn runs(&self, program: &Path) -> Result<()>;
     /// Starts an sshd of harden's own, or finds it running; it holds all its endpoints when this
@@ -141,6 +144,14 @@ impl RealMachine {
         }
         self.reconnect()?;
         observe::observe(&self.files, &self.systemd.borrow(), Ahead::ask())
+    }
+
+    /// As [`observe::await_rest`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn await_rest(&self) -> std::result::Result<(), Error> {
+        observe::await_rest(&self.systemd.borrow())
     }
 
     /// Starts a transient service that does the rest of a transaction, anew where it hangs.
@@ -382,7 +393,10 @@ impl Machine for RealMachine {
         }
     }
 
-    fn log_in(&self, asked: logins::Asked) -> JoinHandle<logins::Answer> {
+    fn log_in(
+        &self,
+        asked: logins::Asked,
+    ) -> JoinHandle<std::result::Result<logins::Answer, Error>> {
         logins::begin(&self.files, asked)
     }
 

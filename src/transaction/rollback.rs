@@ -196,16 +196,14 @@ fn settled(run: &Run) -> std::result::Result<Observed, Error> {
     let deadline = Instant::now() + LISTENERS;
     loop {
         let now = run.machine.observe()?;
-        let on_its_way = |unit: &Unit| {
-            matches!(unit.active.as_str(), "activating" | "deactivating" | "reloading")
-        };
         let before = |unit: &Unit| {
             [&run.before.socket, &run.before.service]
                 .into_iter()
                 .any(|was| was.name == unit.name && was.active == unit.active)
         };
-        let moving =
-            [&now.socket, &now.service].into_iter().any(|unit| on_its_way(unit) && !before(unit));
+        let moving = [&now.socket, &now.service]
+            .into_iter()
+            .any(|unit| unit.is_on_its_way() && !before(unit));
         if !moving || Instant::now() > deadline {
             return Ok(now);
         }
@@ -470,7 +468,7 @@ impl Way<'_, '_> {
     fn call_off(&mut self, before: &Observed) {
         for unit in [&before.socket, &before.service].into_iter().filter(|unit| unit.exists()) {
             let now = self.run.machine.unit(&unit.name);
-            if now.is_ok_and(|now| matches!(now.active.as_str(), "activating" | "deactivating")) {
+            if now.is_ok_and(|now| now.is_on_its_way()) {
                 let stopped = self.run.machine.job("StopUnit", &unit.name, JOB);
                 self.attempt(stopped);
             }

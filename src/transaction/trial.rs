@@ -10,7 +10,7 @@ use crate::plan::{Op, Role, held, serves};
 use crate::spec::Confirm;
 use crate::sys::fault::point;
 use crate::sys::process::Process;
-use crate::verify::logins::Asked;
+use crate::verify::logins::{Answer, Asked};
 
 /// How a trial ended.
 pub(super) enum Ended {
@@ -60,7 +60,8 @@ fn prepare(run: &mut Run) -> Result<(), String> {
     guard::arm(run).map_err(|error| error.to_string())
 }
 
-/// Brings the trial's listener up and speaks to it; where nobody else will, logs in too.
+/// Brings the trial's listener up, speaks to it, and tries who can log in. Where a person will try that too,
+/// and the old listener is there still, what comes of it is only told.
 fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
     let forced = run.terms.as_ref().map(|terms| terms.forced.clone()).unwrap_or_default();
     for risk in &forced {
@@ -68,7 +69,7 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
         tracing::warn!("{text}");
         run.note(&text);
     }
-    let logins = by_probe(run).then(|| run.machine.log_in(logins_of(run)));
+    let logins = run.machine.log_in(logins_of(run));
     let steps = run.trial();
     steps::execute(run, &steps, deadline).map_err(|error| error.to_string())?;
     let listens = run.trial().into_iter().find_map(|(_, step)| match step.op {
@@ -78,19 +79,24 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
     let Some(endpoints) = listens else { return Ok(()) };
     let mut faults =
         run.machine.greet(&endpoints, &run.before).map_err(|error| error.to_string())?;
-    faults.extend(left_alone(run).filter(|_| logins.is_some()));
-    if let Some(logins) = logins {
-        let lost = |_| "the logins that were tried are lost".to_owned();
-        let answer = logins.join().map_err(lost)?;
-        let (refused, notes) = answer.map_err(|error| error.to_string())?;
-        if forced.is_empty() {
-            faults.extend(refused);
-        } else {
-            refused.iter().for_each(|refused| run.note(refused));
-        }
-        for note in notes {
-            run.note(&note);
-        }
+    let lost = |_| "the logins that were tried are lost".to_owned();
+    let answer = logins.join().map_err(lost)?.map_err(|error| error.to_string())?;
+    let Answer { faults: refused, unproven, notes } = answer;
+    let is_swap = steps.iter().any(|(_, step)| matches!(step.op, Op::Stop(_)));
+    if forced.is_empty() && (by_probe(run) || is_swap) {
+        faults.extend(refused);
+    } else {
+        refused.iter().for_each(|refused| run.note(refused));
+    }
+    let unproven = unproven.map(|why| format!("harden cannot try who still gets in: {why}"));
+    if by_probe(run) {
+        let yourself = |why| format!("{why}. Confirm it yourself: --confirm operator");
+        faults.extend(left_alone(run).into_iter().chain(unproven).map(yourself));
+    } else {
+        unproven.iter().for_each(|why| run.note(why));
+    }
+    for note in notes {
+        run.note(&note);
     }
     point(format_args!("trial.proven")).map_err(|error| error.to_string())?;
     if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
@@ -101,12 +107,7 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
 fn left_alone(run: &Run) -> Option<String> {
     let at = run.terms.as_ref()?.at?.to_canonical();
     let served = at.is_loopback() || serves(&run.expect.endpoints, at);
-    (!served).then(|| {
-        format!(
-            "this session came in on {at}, where nothing would listen any more. Confirm it yourself: \
-             --confirm operator"
-        )
-    })
+    (!served).then(|| format!("this session came in on {at}, where nothing would listen any more"))
 }
 
 fn by_probe(run: &Run) -> bool {
@@ -122,6 +123,7 @@ fn logins_of(run: &Run) -> Asked {
         operator,
         admins: terms.as_ref().map(|terms| terms.admins.clone()).unwrap_or_default(),
         from: terms.as_ref().and_then(|terms| terms.from),
+        attended: !by_probe(run),
         moves: run.expect.endpoints != held(&run.before),
         folder: bridge::folder(&run.id),
         candidate: terms.as_ref().map(|terms| terms.candidate.clone()).unwrap_or_default(),
@@ -146,7 +148,7 @@ fn decide(run: &mut Run, deadline: Instant) -> Result<Decision, String> {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return decided(run, Verdict::Rollback, "nobody confirmed in time");
+            return decided(run, Verdict::Rollback, decision::NOT_IN_TIME);
         }
         if run.machine.stop_requested() {
             return decided(run, Verdict::Rollback, "harden's service was told to stop");

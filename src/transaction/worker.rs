@@ -120,7 +120,7 @@ pub fn guard(machine: &RealMachine, id: &str) -> Result<Outcome, Error> {
     let records = journal::read(files, id)?;
     let mut patience = PATIENCE;
     if journal::is_open(&records) {
-        match decision::decide(files, id, Verdict::Rollback, "nobody confirmed in time") {
+        match decision::decide(files, id, Verdict::Rollback, decision::NOT_IN_TIME) {
             Ok(stands) if stands.verdict == Verdict::Commit => {
                 patience += permanent::longest(limit_of(&records));
             }

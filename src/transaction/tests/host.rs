@@ -356,10 +356,10 @@ impl Machine for Fake {
         Ok(Vec::new())
     }
 
-    fn log_in(&self, _: logins::Asked) -> JoinHandle<logins::Answer> {
-        let refused =
+    fn log_in(&self, _: logins::Asked) -> JoinHandle<std::result::Result<logins::Answer, Error>> {
+        let faults =
             if self.unwelcome.get() { vec!["failed on purpose".to_owned()] } else { vec![] };
-        std::thread::spawn(|| Ok((refused, Vec::new())))
+        std::thread::spawn(|| Ok(logins::Answer { faults, ..logins::Answer::default() }))
     }
 
     fn runs(&self, _: &Path) -> Result<()> {

@@ -92,15 +92,25 @@ pub struct Asked {
     pub from: Option<IpAddr>,
     /// Whether sshd will listen elsewhere than now.
     pub moves: bool,
+    /// Whether a person confirms, who can give what sshd asks for besides a key.
+    pub attended: bool,
     /// A folder of the transaction's own, below /run.
     pub folder: PathBuf,
 }
 
-/// Faults, and notes.
-pub type Answer = Result<(Vec<Fault>, Vec<String>), Error>;
+/// What the logins have shown.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// Who would be shut out.
+    pub faults: Vec<Fault>,
+    /// Why it could not be tried who still gets in, where that is not known.
+    pub unproven: Option<String>,
+    /// What else there is to say.
+    pub notes: Vec<String>,
+}
 
 /// Tries the logins meanwhile.
-pub fn begin(files: &Files, asked: Asked) -> JoinHandle<Answer> {
+pub fn begin(files: &Files, asked: Asked) -> JoinHandle<Result<Answer, Error>> {
     let files = files.clone();
     std::thread::spawn(move || try_all(&files, &asked))
 }
@@ -117,41 +127,46 @@ struct Admin {
     listed: bool,
 }
 
-fn try_all(files: &Files, asked: &Asked) -> Answer {
+fn try_all(files: &Files, asked: &Asked) -> Result<Answer, Error> {
     let new = Door { files, asked, name: "new", tree: &asked.candidate, options: &asked.options };
     let options = asked.before.command_line.settings();
     let old = Door { files, asked, name: "old", tree: &asked.before.config, options: &options };
     if let Some(why) = by_address(asked) {
-        return Ok((vec![unproven(&why)], Vec::new()));
+        return Ok(Answer { unproven: Some(why), ..Answer::default() });
     }
     let admins = admins(files, asked)?;
     let known_hosts = write_known_hosts(files, &asked.folder, &asked.before)?;
     let forced = old.forced(&admins)?;
-    let tried = new.knock(&admins, &forced, &known_hosts)?;
+    let knock = || {
+        let tried = new.knock(&admins, &forced, &known_hosts)?;
+        let enters = |login| match login {
+            Login::Partial if asked.attended => Login::In,
+            other => other,
+        };
+        Ok::<Vec<Login>, Error>(tried.into_iter().map(enters).collect())
+    };
+    let tried = knock()?;
     let operator = asked.operator.as_deref();
     let stranger = operator
         .filter(|name| *name != "root" && !admins.iter().any(|admin| admin.user.name == *name));
     if !tried.is_empty() && stranger.is_none() && tried.iter().all(|access| *access == Login::In) {
-        return Ok(judge(&admins, &tried, &tried, operator));
+        let (faults, notes) = judge(&admins, &tried, &tried, operator);
+        return Ok(Answer { faults, notes, unproven: None });
     }
     let worked = old.knock(&admins, &forced, &known_hosts)?;
     // Nothing that happens once is held against the new configuration.
-    let tried = new.knock(&admins, &forced, &known_hosts)?;
-    let (mut faults, mut notes) = judge(&admins, &worked, &tried, operator);
+    let tried = knock()?;
+    let (faults, mut notes) = judge(&admins, &worked, &tried, operator);
+    let mut unproven = None;
     if let Some(why) = unknown(&admins, &worked, &tried, stranger.or(operator)) {
         let moved = moved(&old, &new)?;
         if moved.is_empty() {
             notes.push(format!("no login was tried for them: {why}"));
         } else {
-            faults.push(unproven(&format!("{why}, and the change is about {}", moved.join(", "))));
+            unproven = Some(format!("{why}, and the change is about {}", moved.join(", ")));
         }
     }
-    Ok((faults, notes))
-}
-
-/// harden cannot show it, and does not hope.
-fn unproven(why: &str) -> Fault {
-    format!("harden cannot try who still gets in: {why}. Confirm it yourself: --confirm operator")
+    Ok(Answer { faults, unproven, notes })
 }
 
 /// Why a probe, which comes from nowhere and arrives nowhere, says nothing: what tells people apart by where
