@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::concern::sshd_config::is_own;
 use crate::error::{Error, Refusal, SpecError};
 use crate::observe::{Observed, Verdict, ask_sshd};
 use crate::plan::{Op, Plan};
@@ -38,17 +39,16 @@ pub fn candidate(
         Verdict::Invalid(said) => return Err(scratch.refusal(spec, plan, release, &said)),
     };
     values(&plan.expect.settings, &effective, Some(main), &plan.options).map_err(|lost| {
-        Refusal::new(
-            "shadowed",
-            format!(
-                "`{} {}` would not take effect: sshd would use `{}`{}",
-                lost.keyword,
-                lost.wanted,
-                lost.actual,
-                winner(plan, &lost.keyword, release)
-            ),
-            "remove the line that wins, or the setting from the spec",
-        )
+        let winner = winner(&plan.candidate, &lost.keyword, release);
+        let hint = match winner.as_str() {
+            "" => "sshd reads the value otherwise than it is written: write it in another way",
+            _ => "remove the line that wins, or the setting from the spec",
+        };
+        let Lost { keyword, wanted, actual } = lost;
+        let message = format!(
+            "`{keyword} {wanted}` would not take effect: sshd would use `{actual}`{winner}"
+        );
+        Refusal::new("shadowed", message, hint)
     })?;
     Ok(effective)
 }
@@ -191,11 +191,13 @@ pub fn values(
     }
 }
 
-fn winner(plan: &Plan, keyword: &str, release: &Release) -> String {
-    let reading = Reading::new(&plan.candidate, release.clone());
+/// The line that sshd follows for a keyword, if it is not one that harden has written.
+pub(crate) fn winner(tree: &ConfigTree, keyword: &str, release: &Release) -> String {
+    let reading = Reading::new(tree, release.clone());
     let place = reading.ok().and_then(|reading| {
         let globally = reading.globally().ok()?;
-        globally.of(keyword)?.followed.first().map(ToString::to_string)
+        let followed = &globally.of(keyword)?.followed;
+        followed.iter().find(|place| !is_own(place.path)).map(ToString::to_string)
     });
     place.map(|place| format!(" ({place} wins)")).unwrap_or_default()
 }

@@ -293,6 +293,16 @@ fn others_are_left_alone() {
     machine.root().append("/etc/ssh/sshd_config", "ListenAddress 10.99.0.1\n");
     let said = is_named(&machine, "no-such-address");
     assert!(said.contains("no interface of this host has 10.99.0.1"), "{said}");
+    // An address with a zone, which cannot be compared; what does not run is no healthy host.
+    machine.sh("sed -i 's/^ListenAddress.*/ListenAddress fe80::99%lo/' /etc/ssh/sshd_config");
+    machine.exec("systemctl restart ssh.service");
+    let said = diagnosis(&machine).0;
+    assert!(said == ["failed"] || said == ["no-such-address"], "{said:?}");
+    // It started with one family, by its files of then.
+    machine.sh("sed -i 's/^ListenAddress.*/AddressFamily inet/' /etc/ssh/sshd_config");
+    machine.sh("systemctl reset-failed ssh.service; systemctl restart ssh.service; sleep 1; \
+                sed -i '/^AddressFamily/d' /etc/ssh/sshd_config");
+    is_named(&machine, "not-restarted");
     // The socket says where it listens, and the files say nothing.
     let machine = socket_system(Suite::Trixie);
     let drop_in = "[Socket]\nListenStream=\nListenStream=2222\n";

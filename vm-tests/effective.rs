@@ -42,6 +42,7 @@ mod cases {
         machine.root().write(first, "PasswordAuthentication yes\n");
         let drift = said(&verify(3));
         assert!(drift.contains("`PasswordAuthentication no` is not in effect"), "{drift}");
+        assert!(drift.split_whitespace().collect::<String>().contains(".conf:1wins)"), "{drift}");
         machine.root().remove(first);
 
         // A block for some.

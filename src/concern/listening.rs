@@ -54,6 +54,21 @@ impl Listening {
         keywords
     }
 
+    /// A family over which sshd is reached now, and would not be any more.
+    pub(crate) fn lost_family(&self, observed: &Observed) -> Option<String> {
+        let reached = |endpoints: &[SocketAddr], v4: bool| {
+            endpoints.iter().any(|at| at.is_ipv4() == v4 && !at.ip().is_loopback())
+        };
+        let before = crate::plan::held(observed);
+        let lost = |v4: &bool| reached(&before, *v4) && !reached(&self.endpoints, *v4);
+        let family = if [true, false].into_iter().find(lost)? { "IPv4" } else { "IPv6" };
+        let list: Vec<String> = self.endpoints.iter().map(ToString::to_string).collect();
+        let there = list.join(" and ");
+        Some(format!(
+            "nobody reaches sshd over {family} any more: it would listen on {there} alone"
+        ))
+    }
+
     /// Addresses that sshd would bind from now on, and that have to be there when it starts: it ends where
     /// none of its addresses is, and systemd does not start it again (`RestartPreventExitStatus=255`).
     pub fn late(&self, observed: &Observed) -> Option<String> {

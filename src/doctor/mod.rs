@@ -11,6 +11,7 @@ use crate::concern::sshd_config::is_own;
 use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::sshd::effective::ports;
 use crate::sshd::reading::Reading;
+use crate::sys::units::Unit;
 
 /// What is known of a host.
 #[derive(Debug, Clone)]
@@ -61,7 +62,9 @@ pub fn diagnose(case: &Case) -> Vec<Finding> {
     findings.extend(causes::other_file(case));
     findings.extend(causes::orphans(&sight));
     // What follows from those is none of its own.
-    if findings.is_empty() && !sight.agrees() {
+    let units = [&case.observed.service, &case.observed.socket];
+    let runs = units.into_iter().any(Unit::is_active);
+    if findings.is_empty() && !(runs && sight.agrees()) {
         findings.extend(causes::listeners(&sight));
     }
     findings.extend(causes::shadowed(case));

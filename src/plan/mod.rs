@@ -248,6 +248,7 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
     let mut warnings = unseen(observed);
     warnings.extend(about_profile);
     warnings.extend(listening.late(observed));
+    warnings.extend(listening.lost_family(observed));
     warnings.extend(config.part.warnings);
     let mut files = config.part.files;
     files.extend(options.part.files);

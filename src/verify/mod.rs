@@ -95,8 +95,11 @@ pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
     let options = observed.command_line.settings();
     if let Err(lost) = validate::values(&expect.settings, effective, None, &options) {
         return vec![format!(
-            "`{} {}` is not in effect: sshd uses `{}`",
-            lost.keyword, lost.wanted, lost.actual
+            "`{} {}` is not in effect: sshd uses `{}`{}",
+            lost.keyword,
+            lost.wanted,
+            lost.actual,
+            validate::winner(&observed.config, &lost.keyword, &observed.release)
         )];
     }
     let wanted = sshd_config::Wanted {

@@ -62,13 +62,14 @@ pub(in crate::doctor) fn listeners(sight: &Sight) -> Vec<Finding> {
         return found;
     }
     let (service, socket) = (&observed.service, &observed.socket);
-    let one = if let Some(one) = one_family(sight) {
+    let is_old = observed.stale && service.is_active() && !socket.is_active();
+    let one = if let Some(one) = one_family(sight).filter(|_| !is_old) {
         one
     } else if socket.is_active() {
         held_by_socket(sight)
     } else if !service.is_active() {
         not_running(sight)
-    } else if observed.stale {
+    } else if is_old {
         finding(
             "not-restarted",
             format!("{} runs with an older configuration", service.name),
