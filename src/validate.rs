@@ -114,7 +114,7 @@ pub fn answers(observed: &Observed) -> Result<(), Refusal> {
 /// A refusal that names the place.
 pub fn can_be_written(files: &Files, plan: &Plan) -> Result<(), Refusal> {
     let put = plan.steps.iter().filter_map(|step| match &step.op {
-        Op::Put { path, image: Image::File { .. } | Image::Absent } => Some(path),
+        Op::Put { path, image: Image::File { .. } } => Some(path),
         _ => None,
     });
     for path in put {

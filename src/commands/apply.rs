@@ -111,9 +111,11 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
         };
     }
     guard::clear_up(&machine);
-    let ahead = ahead(&spec);
-    machine.await_rest()?;
-    let observed = machine.observe_with(ahead)?;
+    let mut observed = machine.observe_with(ahead(&spec))?;
+    if observed.is_on_its_way() {
+        machine.await_rest()?;
+        observed = machine.observe_with(ahead(&spec))?;
+    }
     if let Some(saved) = &saved {
         saved.check_origin(&name, &spec)?;
         saved.check_host(&observed)?;

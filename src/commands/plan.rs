@@ -51,8 +51,11 @@ fn planned(args: &PlanArgs) -> Result<(Observed, Plan), Error> {
     refuse_open(&files)?;
     let ahead = ahead(&spec);
     let systemd = observe::connect()?;
-    observe::await_rest(&systemd)?;
-    let observed = observe::observe(&files, &systemd, ahead)?;
+    let mut observed = observe::observe(&files, &systemd, ahead)?;
+    if observed.is_on_its_way() {
+        observe::await_rest(&systemd)?;
+        observed = observe::observe(&files, &systemd, self::ahead(&spec))?;
+    }
     let plan = checked_plan(&files, &spec, &observed)?;
     if let Some(out) = &args.out {
         save(&files, out, &args.spec, &SavedPlan::new(&spec, &observed, &plan))?;

@@ -179,6 +179,11 @@ impl Listener {
 }
 
 impl Observed {
+    /// Whether a unit of sshd's starts, stops or reloads just now: what runs then is not known yet.
+    pub fn is_on_its_way(&self) -> bool {
+        self.service.is_on_its_way() || self.socket.is_on_its_way()
+    }
+
     /// What differs between two observations, one sentence each. Process ids and start times do
     /// not count, nor do other programs' listeners: a restart that changes nothing else is no
     /// difference.

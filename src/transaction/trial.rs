@@ -80,7 +80,12 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
     let mut faults =
         run.machine.greet(&endpoints, &run.before).map_err(|error| error.to_string())?;
     let lost = |_| "the logins that were tried are lost".to_owned();
-    let answer = logins.join().map_err(lost)?.map_err(|error| error.to_string())?;
+    let answer = match logins.join().map_err(lost)? {
+        Err(error) if by_probe(run) => return Err(error.to_string()),
+        // A person tries it.
+        Err(error) => Answer { unproven: Some(error.to_string()), ..Answer::default() },
+        Ok(answer) => answer,
+    };
     let Answer { faults: refused, unproven, notes } = answer;
     let is_swap = steps.iter().any(|(_, step)| matches!(step.op, Op::Stop(_)));
     if forced.is_empty() && (by_probe(run) || is_swap) {
