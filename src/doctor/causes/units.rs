@@ -158,11 +158,17 @@ pub(crate) fn not_enabled(sight: &Sight) -> Option<Finding> {
         return None;
     }
     let state = |unit: &&Unit| format!("{} is {}", unit.name, unit.summary());
+    // Enabling makes the alias sshd.service, and systemd 257 loses an sshd that runs then.
+    let fix = if runs.name == sight.case.observed.socket.name {
+        command(format!("systemctl enable {}", runs.name))
+    } else {
+        sight.spec(format!("{{port: [{}], socket: disabled}}", sight.ports()))
+    };
     Some(finding(
         "not-enabled",
         format!("{} runs, and would not after a reboot", runs.name),
         units.iter().filter(|unit| unit.exists()).map(state).collect(),
-        command(format!("systemctl enable {}", runs.name)),
+        fix,
     ))
 }
 
