@@ -27,8 +27,6 @@ const LISTENERS: Duration = Duration::from_secs(10);
 /// How long a service that listens already may take to say that it has started: somewhat longer than systemd
 /// waits by default (systemd-system.conf(5), DefaultTimeoutStartSec=).
 const STARTED: Duration = Duration::from_secs(100);
-/// How long a unit rests at most when it is restarted.
-const RESTART: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 1000 });
 /// How long systemd's own next tries count after a start that has failed.
 const TRIES: Duration = Duration::from_secs(3);
 
@@ -257,11 +255,6 @@ fn listen_where_nobody_does(run: &mut Run) -> std::result::Result<(), Error> {
     if !endpoints.is_empty() {
         let rescue = Bridge { role: Role::Rescue, endpoints };
         if let Err(error) = bridge::listen_at_last(run, &rescue) {
-            let now = held(&run.machine.observe()?);
-            if rescue.endpoints.iter().all(|at| now.contains(at)) {
-                // Somebody has started the old owner just now.
-                return Ok(bridge::silence(run, Role::Rescue)?);
-            }
             run.note("a rescue listener with the old configuration waits for the old port");
             return Err(error.into());
         }
@@ -439,20 +432,13 @@ impl Way<'_, '_> {
         let has_failed = !self.failures.is_empty();
         let begun = Instant::now();
         let (mut steady, mut first, mut last) = (begun, None, None);
-        let mut resting = None;
         loop {
             let Ok(now) = self.run.machine.observe() else { return false };
             let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
             let mut owners = owners.into_iter().filter(|(was, _)| was.is_active());
             let rests = |unit: &Unit| matches!(unit.active.as_str(), "failed" | "inactive");
             if owners.clone().any(|(_, is)| rests(is)) {
-                // Somebody who restarts it stops it first.
-                let since = *resting.get_or_insert_with(Instant::now);
-                if since.elapsed() >= RESTART {
-                    return false;
-                }
-            } else {
-                resting = None;
+                return false;
             }
             let listens = held(&now);
             let listens = wanted.iter().all(|at| listens.contains(at));
