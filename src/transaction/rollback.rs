@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::journal::Record;
-use super::machine::{JOB, Machine, STEADY};
+use super::machine::{JOB, Machine};
 use super::run::Run;
 use super::steps::forgive;
 use super::{Outcome, bridge, guard, run};
@@ -27,8 +27,9 @@ const LISTENERS: Duration = Duration::from_secs(10);
 /// How long a service that listens already may take to say that it has started: somewhat longer than systemd
 /// waits by default (systemd-system.conf(5), DefaultTimeoutStartSec=).
 const STARTED: Duration = Duration::from_secs(100);
-/// How long systemd's own next tries count after a start that has failed.
+/// How long systemd's own next tries count after a start that has failed, and how long one has to last then.
 const TRIES: Duration = Duration::from_secs(3);
+const STEADY: Duration = Duration::from_secs(1);
 
 /// What has to be undone, worked out from the records alone. Pure.
 #[derive(Debug, Default, PartialEq)]
@@ -447,7 +448,7 @@ impl Way<'_, '_> {
             if !is_back || last.replace(sshd) != Some(sshd) {
                 steady = Instant::now();
             }
-            if is_back && steady.elapsed() >= STEADY {
+            if is_back && (!has_failed || steady.elapsed() > STEADY) {
                 return true;
             }
             let limit = match has_failed {
@@ -459,7 +460,7 @@ impl Way<'_, '_> {
             if begun.elapsed() > limit {
                 return false;
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
