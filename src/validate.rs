@@ -119,18 +119,15 @@ pub fn can_be_written(files: &Files, plan: &Plan) -> Result<(), Refusal> {
     });
     for path in put {
         let folder = path.ancestors().skip(1).find(|folder| files.exists(folder));
-        let why = if files.own_metadata(path).is_some_and(|meta| meta.is_dir()) {
-            "it is a folder"
+        let (why, hint) = if files.own_metadata(path).is_some_and(|meta| meta.is_dir()) {
+            ("it is a folder", "move the folder away")
         } else if folder.is_some_and(|folder| files.is_read_only(folder)) {
-            "its file system is read-only"
+            ("its file system is read-only", "mount it read-write: mount -o remount,rw MOUNTPOINT")
         } else {
             continue;
         };
-        return Err(Refusal::new(
-            "not-writable",
-            format!("cannot write {}: {why}", path.display()),
-            "move the folder away, or mount it read-write (mount -o remount,rw)",
-        ));
+        let message = format!("cannot write {}: {why}", path.display());
+        return Err(Refusal::new("not-writable", message, hint));
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ use harden::transaction::{Lock, Outcome, decision, front, guard};
 use harden::verify;
 
 use super::input::{MAX_PLAN, read_input};
-use super::plan::{ahead, checked_plan, forced_plan};
+use super::plan::{ahead, at_rest, checked_plan, forced_plan};
 use super::terminal::{self, Terminal};
 use super::{complain, need_root, print_json, say, tell};
 use crate::cli::{ApplyArgs, Format, TermsArgs};
@@ -111,11 +111,7 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
         };
     }
     guard::clear_up(&machine);
-    let mut observed = machine.observe_with(ahead(&spec))?;
-    if observed.is_on_its_way() {
-        machine.await_rest()?;
-        observed = machine.observe_with(ahead(&spec))?;
-    }
+    let observed = at_rest(&spec, ahead(&spec), |ahead| machine.observe_with(ahead))?;
     if let Some(saved) = &saved {
         saved.check_origin(&name, &spec)?;
         saved.check_host(&observed)?;

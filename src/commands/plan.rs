@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use harden::error::{Error, Refusal, exit};
 use harden::lockout::{self, Guards, Risk};
@@ -11,6 +12,7 @@ use harden::report::{human, json};
 use harden::saved::SavedPlan;
 use harden::spec::{self, Spec};
 use harden::sys::files::Meta;
+use harden::sys::units::Unit;
 use harden::sys::{self, Files, Image, SysError};
 use harden::transaction;
 use harden::validate::{self, Scratch};
@@ -51,11 +53,7 @@ fn planned(args: &PlanArgs) -> Result<(Observed, Plan), Error> {
     refuse_open(&files)?;
     let ahead = ahead(&spec);
     let systemd = observe::connect()?;
-    let mut observed = observe::observe(&files, &systemd, ahead)?;
-    if observed.is_on_its_way() {
-        observe::await_rest(&systemd)?;
-        observed = observe::observe(&files, &systemd, self::ahead(&spec))?;
-    }
+    let observed = at_rest(&spec, ahead, |ahead| observe::observe(&files, &systemd, ahead))?;
     let plan = checked_plan(&files, &spec, &observed)?;
     if let Some(out) = &args.out {
         save(&files, out, &args.spec, &SavedPlan::new(&spec, &observed, &plan))?;
@@ -66,6 +64,37 @@ fn planned(args: &PlanArgs) -> Result<(Observed, Plan), Error> {
 /// Asks sshd, before anything else, what a plan for this spec has to know.
 pub(super) fn ahead(spec: &Spec) -> Ahead {
     if spec.ssh.profile.is_some() { Ahead::ask_all() } else { Ahead::ask() }
+}
+
+/// How long a unit may be on its way before nothing is planned on it.
+const REST: Duration = Duration::from_secs(15);
+
+/// Looks at the host until neither unit is on its way: what runs, and what a plan has to stop, is not known
+/// before.
+pub(super) fn at_rest(
+    spec: &Spec,
+    first: Ahead,
+    look: impl Fn(Ahead) -> Result<Observed, Error>,
+) -> Result<Observed, Error> {
+    let deadline = Instant::now() + REST;
+    let mut observed = look(first)?;
+    if let Some(Unit { name, active, .. }) = observed.on_its_way() {
+        tracing::warn!("{name} is {active}: waiting until it is done");
+    }
+    while let Some(unit) = observed.on_its_way() {
+        let Unit { name, active, sub, .. } = unit;
+        if Instant::now() > deadline {
+            return Err(Refusal::new(
+                "unit-on-its-way",
+                format!("{name} is {active} ({sub}): what becomes of it is not known"),
+                format!("see what holds it up, and mend that first: systemctl status {name}"),
+            )
+            .into());
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        observed = look(ahead(spec))?;
+    }
+    Ok(observed)
 }
 
 /// While a transaction is open the host is not what it will be.

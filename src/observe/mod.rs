@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use ask::{Ahead, ask_sshd, sshd_program};
-pub use read::{await_rest, check_clients, check_host, config_tree, connect, no_bus, observe};
+pub use read::{check_clients, check_host, config_tree, connect, no_bus, observe};
 
 use crate::sshd::algorithms::Algorithms;
 use crate::sshd::release::Release;
@@ -179,9 +179,9 @@ impl Listener {
 }
 
 impl Observed {
-    /// Whether a unit of sshd's starts, stops or reloads just now: what runs then is not known yet.
-    pub fn is_on_its_way(&self) -> bool {
-        self.service.is_on_its_way() || self.socket.is_on_its_way()
+    /// The unit of sshd's that starts, stops or reloads just now: what runs then is not known yet.
+    pub fn on_its_way(&self) -> Option<&Unit> {
+        [&self.service, &self.socket].into_iter().find(|unit| unit.is_on_its_way())
     }
 
     /// What differs between two observations, one sentence each. Process ids and start times do

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use super::ask::{Ahead, Said, answer, ask_sshd, sshd_program};
 use super::listeners::listeners;
@@ -61,42 +60,6 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         listeners,
         unseen,
     })
-}
-
-/// How long a unit may be on its way before nothing is planned on it.
-const REST: Duration = Duration::from_secs(15);
-
-/// Waits until neither unit is on its way: what runs, and what a plan has to stop, is not known before.
-///
-/// # Errors
-/// A refusal where one stays so; failures to ask.
-pub fn await_rest(systemd: &Systemd) -> Result<(), Error> {
-    let deadline = Instant::now() + REST;
-    let mut said = false;
-    loop {
-        let (service, socket) = units(systemd)?;
-        let Some(unit) = [service, socket].into_iter().find(Unit::is_on_its_way) else {
-            return Ok(());
-        };
-        if Instant::now() > deadline {
-            return Err(Refusal::new(
-                "unit-on-its-way",
-                format!(
-                    "{} is {} ({}): what becomes of it is not known",
-                    unit.name, unit.active, unit.sub
-                ),
-                format!(
-                    "see what holds it up, and mend that first: systemctl status {}",
-                    unit.name
-                ),
-            )
-            .into());
-        }
-        if !std::mem::replace(&mut said, true) {
-            tracing::warn!("{} is {}: waiting until it is done", unit.name, unit.active);
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// Makes sure that there are systemd and sshd at all.

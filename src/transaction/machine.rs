@@ -146,14 +146,6 @@ impl RealMachine {
         observe::observe(&self.files, &self.systemd.borrow(), Ahead::ask())
     }
 
-    /// As [`observe::await_rest`].
-    ///
-    /// # Errors
-    /// The same.
-    pub fn await_rest(&self) -> std::result::Result<(), Error> {
-        observe::await_rest(&self.systemd.borrow())
-    }
-
     /// Starts a transient service that does the rest of a transaction, anew where it hangs.
     ///
     /// # Errors

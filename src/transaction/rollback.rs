@@ -27,6 +27,9 @@ const LISTENERS: Duration = Duration::from_secs(10);
 /// How long a service that listens already may take to say that it has started: somewhat longer than systemd
 /// waits by default (systemd-system.conf(5), DefaultTimeoutStartSec=).
 const STARTED: Duration = Duration::from_secs(100);
+/// How long a unit rests at most that somebody restarts: it is stopped first. (A model of a host waits for
+/// nothing.)
+const RESTART: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 1000 });
 /// How long systemd's own next tries count after a start that has failed, and how long one has to last then.
 const TRIES: Duration = Duration::from_secs(3);
 const STEADY: Duration = Duration::from_secs(1);
@@ -149,26 +152,35 @@ fn left(
     mut kept: BTreeSet<PathBuf>,
     mut failures: Vec<String>,
 ) -> Vec<String> {
-    let mut now = match settled(run) {
-        Ok(now) => now,
-        Err(error) => {
-            failures.push(error.to_string());
-            return failures;
-        }
-    };
     let ours: BTreeSet<&PathBuf> = undo.paths.iter().map(|(path, _)| path).collect();
-    kept.extend(run.before.edited(&now).into_iter().filter(|path| !ours.contains(path)));
+    let deadline = Instant::now() + RESTART;
+    let (strangers, moved) = loop {
+        let mut now = match settled(run) {
+            Ok(now) => now,
+            Err(error) => {
+                failures.push(error.to_string());
+                return failures;
+            }
+        };
+        kept.extend(run.before.edited(&now).into_iter().filter(|path| !ours.contains(path)));
+        let (strangers, rest): (Vec<_>, _) =
+            now.listeners.drain(..).partition(|at| is_strange(&run.before, at));
+        now.listeners = rest;
+        let moved = run.before.differences_beside(&now, undo.ended, &kept);
+        // A unit that somebody restarts rests for a moment.
+        if moved.is_empty() || Instant::now() >= deadline {
+            break (strangers, moved);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
     for path in &kept {
         run.note(&format!("somebody else changed {}; their edit stays", path.display()));
     }
-    let (strangers, rest) = now.listeners.drain(..).partition(|at| is_strange(&run.before, at));
-    now.listeners = rest;
     for stranger in strangers {
         let Listener { owner, address, port, .. } = stranger;
         let at = SocketAddr::new(address, port);
         run.note(&format!("{owner} listens for SSH on {at}; it is somebody's own, and stays"));
     }
-    let moved = run.before.differences_beside(&now, undo.ended, &kept);
     if moved.is_empty() {
         // What failed on the way did not matter.
         return Vec::new();
@@ -432,13 +444,15 @@ impl Way<'_, '_> {
         let wanted = held(before);
         let has_failed = !self.failures.is_empty();
         let begun = Instant::now();
-        let (mut steady, mut first, mut last) = (begun, None, None);
+        let (mut steady, mut first, mut last, mut resting) = (begun, None, None, None);
         loop {
             let Ok(now) = self.run.machine.observe() else { return false };
             let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
             let mut owners = owners.into_iter().filter(|(was, _)| was.is_active());
             let rests = |unit: &Unit| matches!(unit.active.as_str(), "failed" | "inactive");
-            if owners.clone().any(|(_, is)| rests(is)) {
+            if !owners.clone().any(|(_, is)| rests(is)) {
+                resting = None;
+            } else if resting.get_or_insert_with(Instant::now).elapsed() >= RESTART {
                 return false;
             }
             let listens = held(&now);

@@ -145,7 +145,7 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
 }
 
 /// All is well until the next boot: nothing starts either unit then.
-pub(crate) fn not_enabled(sight: &Sight) -> Option<Finding> {
+pub(in crate::doctor) fn not_enabled(sight: &Sight) -> Option<Finding> {
     let units = [&sight.case.observed.service, &sight.case.observed.socket];
     let starts = |unit: &&Unit| {
         // `static`, `generated` and what other units pull in: somebody has arranged for it otherwise.
