@@ -124,6 +124,13 @@ fn a_service_that_comes_and_goes() {
 }
 
 #[test]
+fn an_sshd_that_ends_just_after_it_has_started() {
+    let lines = "[Service]\nType=exec\nRestart=on-failure\nRestartSec=5\n\
+                 ExecStartPost=/bin/sh -c '[ -e /root/fail ] && (sleep 0.3; kill -9 $MAINPID) & true'";
+    does_not_come_back(Suite::Trixie, lines);
+}
+
+#[test]
 fn a_start_that_fails_when_sshd_listens() {
     let lines = "[Service]\nExecStartPost=/bin/sh -c 'test ! -e /root/fail'";
     does_not_come_back(Suite::Trixie, lines);

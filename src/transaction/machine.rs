@@ -101,6 +101,9 @@ pub struct RealMachine {
 pub(super) const JOB: Duration = Duration::from_secs(30);
 /// How long after a start listeners may take to appear.
 const LISTENERS: Duration = Duration::from_secs(10);
+/// How long an sshd that listens has to do so before another listener goes for it: some end just after they have
+/// said that they have started. (A model of a host waits for nothing.)
+pub(super) const STEADY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 500 });
 /// How often a listener of a trial may be spoken to before it counts as one that does not answer.
 const GREETINGS: u32 = 6;
 /// How long a stopped sshd's listener may stay open in a child of it.
@@ -193,6 +196,20 @@ impl RealMachine {
 }
 
 impl RealMachine {
+    /// Watches a service for a moment: whether its sshd has ended meanwhile.
+    fn ended(&self, service: &str) -> Result<Vec<Fault>> {
+        let before = self.unit(service)?;
+        let begun = Instant::now();
+        while begun.elapsed() < STEADY && service.ends_with(".service") {
+            std::thread::sleep(Duration::from_millis(50));
+            let now = self.unit(service)?;
+            if !now.is_active() || now.main_pid != before.main_pid {
+                return Ok(vec![format!("{service} has ended just after it had started")]);
+            }
+        }
+        Ok(Vec::new())
+    }
+
     /// Asks for the start of a service, and waits until its first check (`ExecStartPre=`) has ended well;
     /// until its main process wants the port, sshd takes as long again. Where a unit has no checks,
     /// nothing is asked.
@@ -341,6 +358,7 @@ impl Machine for RealMachine {
                     tracing::warn!("{note}");
                 }
                 // Sparingly: sshd counts attempts that come to nothing (PerSourcePenalties).
+                let faults = if faults.is_empty() { self.ended(&expect.owner)? } else { faults };
                 ("the new listener does not answer", faults, Duration::from_secs(1))
             } else {
                 ("the new listener is not there", missing, Duration::from_millis(20))

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::journal::Record;
-use super::machine::{JOB, Machine};
+use super::machine::{JOB, Machine, STEADY};
 use super::run::Run;
 use super::steps::forgive;
 use super::{Outcome, bridge, guard, run};
@@ -30,9 +30,8 @@ const STARTED: Duration = Duration::from_secs(100);
 /// How long a unit rests at most that somebody restarts: it is stopped first. (A model of a host waits for
 /// nothing.)
 const RESTART: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 1000 });
-/// How long systemd's own next tries count after a start that has failed, and how long one has to last then.
+/// How long systemd's own next tries count after a start that has failed.
 const TRIES: Duration = Duration::from_secs(3);
-const STEADY: Duration = Duration::from_secs(1);
 
 /// What has to be undone, worked out from the records alone. Pure.
 #[derive(Debug, Default, PartialEq)]
@@ -462,7 +461,7 @@ impl Way<'_, '_> {
             if !is_back || last.replace(sshd) != Some(sshd) {
                 steady = Instant::now();
             }
-            if is_back && (!has_failed || steady.elapsed() > STEADY) {
+            if is_back && steady.elapsed() >= STEADY {
                 return true;
             }
             let limit = match has_failed {
@@ -474,7 +473,7 @@ impl Way<'_, '_> {
             if begun.elapsed() > limit {
                 return false;
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 
