@@ -147,9 +147,11 @@ fn what_cannot_be_written_is_refused() {
 fn what_is_no_journal_is_passed_over() {
     let machine = Machine::boot(Suite::Trixie, |_| {});
     machine.sh("mkdir -p /var/lib/harden/x.journal; mkfifo /var/lib/harden/y.journal");
+    machine.sh("head -c 4096 /dev/urandom > /var/lib/harden/z.journal");
     for command in ["harden status", "harden history"] {
         machine.exec(&format!("timeout 10 {command}")).code(0);
     }
+    assert_eq!(machine.sh("harden history").trim(), "z unreadable");
     machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
     machine.apply().code(0);
     machine.exec("harden rollback \"$(printf '\\377')\"").code(2);
@@ -171,4 +173,7 @@ fn a_unit_that_is_on_its_way() {
     machine.sh("systemctl restart --no-block ssh.service; sleep 1; echo 0 > pause");
     machine.apply().code(0);
     assert_state(&machine, &Want::service(2222));
+    machine.sh("echo 5 > pause; systemctl restart --no-block ssh.service; sleep 1; echo 0 > pause");
+    machine.exec("harden rollback -y --confirm probe").code(0);
+    assert_state(&machine, &Want::service(22));
 }

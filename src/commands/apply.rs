@@ -111,7 +111,8 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
         };
     }
     guard::clear_up(&machine);
-    let observed = at_rest(&spec, ahead(&spec), |ahead| machine.observe_with(ahead))?;
+    let look = |ahead| machine.observe_with(ahead);
+    let observed = at_rest(ahead(&spec), || ahead(&spec), look)?;
     if let Some(saved) = &saved {
         saved.check_origin(&name, &spec)?;
         saved.check_host(&observed)?;

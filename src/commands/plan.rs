@@ -51,9 +51,10 @@ fn planned(args: &PlanArgs) -> Result<(Observed, Plan), Error> {
     let spec = spec::parse(&args.spec.to_string_lossy(), &bytes)?;
     observe::check_host()?;
     refuse_open(&files)?;
-    let ahead = ahead(&spec);
+    let first = ahead(&spec);
     let systemd = observe::connect()?;
-    let observed = at_rest(&spec, ahead, |ahead| observe::observe(&files, &systemd, ahead))?;
+    let observed =
+        at_rest(first, || ahead(&spec), |ahead| observe::observe(&files, &systemd, ahead))?;
     let plan = checked_plan(&files, &spec, &observed)?;
     if let Some(out) = &args.out {
         save(&files, out, &args.spec, &SavedPlan::new(&spec, &observed, &plan))?;
@@ -72,8 +73,8 @@ const REST: Duration = Duration::from_secs(15);
 /// Looks at the host until neither unit is on its way: what runs, and what a plan has to stop, is not known
 /// before.
 pub(super) fn at_rest(
-    spec: &Spec,
     first: Ahead,
+    ahead: impl Fn() -> Ahead,
     look: impl Fn(Ahead) -> Result<Observed, Error>,
 ) -> Result<Observed, Error> {
     let deadline = Instant::now() + REST;
@@ -92,7 +93,7 @@ pub(super) fn at_rest(
             .into());
         }
         std::thread::sleep(Duration::from_secs(1));
-        observed = look(ahead(spec))?;
+        observed = look(ahead())?;
     }
     Ok(observed)
 }

@@ -17,6 +17,7 @@ use harden::verify;
 
 use super::apply::{Ended, carry_out, connect_directly, ended, length, report, show, terms, watch};
 use super::need_root;
+use super::plan::at_rest;
 use super::terminal::{self, Terminal};
 use crate::cli::{Format, RollbackArgs};
 
@@ -43,7 +44,7 @@ fn rolled_back(args: &RollbackArgs, format: Format) -> Result<Ended, Error> {
     let lock = Lock::take(&files)?;
     guard::clear_up(&machine);
     let ToUndo { id, records, is_last } = to_undo(&files, args.id.as_deref())?;
-    let observed = machine.observe_with(Ahead::ask())?;
+    let observed = at_rest(Ahead::ask(), Ahead::ask, |ahead| machine.observe_with(ahead))?;
     let plan = plan_undo(&files, &id, &records, is_last, &observed)?;
     show(&observed, &plan, &args.terms, format)?;
     if !args.terms.yes {

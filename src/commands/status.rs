@@ -106,6 +106,7 @@ fn past() -> Result<Vec<PastTransaction>, Error> {
             Some(Outcome::Applied) => "applied".to_owned(),
             Some(Outcome::Refused { .. }) => "refused".to_owned(),
             Some(_) => "rolled-back".to_owned(),
+            None if !journal::has_begun(&records) => "unreadable".to_owned(),
             None => phase(&records).to_string(),
         };
         let cause = match outcome {

@@ -439,11 +439,12 @@ impl Way<'_, '_> {
 
     /// Whether the old owners have started, and hold their listeners; that may take a moment. What listens
     /// while its start does not come to an end, or fails again and again, is no way in that lasts.
-    fn are_back(&self, before: &Observed) -> bool {
+    fn are_back(&mut self, before: &Observed) -> bool {
         let wanted = held(before);
         let has_failed = !self.failures.is_empty();
         let begun = Instant::now();
         let (mut steady, mut first, mut last, mut resting) = (begun, None, None, None);
+        let mut is_told = false;
         loop {
             let Ok(now) = self.run.machine.observe() else { return false };
             let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
@@ -463,6 +464,15 @@ impl Way<'_, '_> {
             }
             if is_back && steady.elapsed() >= STEADY {
                 return true;
+            }
+            let hangs = listens && now.service.active == "activating";
+            if hangs && !is_told && begun.elapsed() > TRIES {
+                let name = &before.service.name;
+                let limit = STARTED.as_secs();
+                self.run.note(&format!(
+                    "{name} listens, and has not said that it has started: waiting {limit} s at most"
+                ));
+                is_told = true;
             }
             let limit = match has_failed {
                 // Somewhat later than systemd, which may call it off itself.
