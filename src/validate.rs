@@ -9,7 +9,8 @@ use crate::concern::sshd_config::is_own;
 use crate::error::{Error, Refusal, SpecError};
 use crate::observe::{Observed, Verdict, ask_sshd};
 use crate::plan::{Op, Plan};
-use crate::spec::{Setting, Spec};
+use crate::spec::{Setting, Spec, Values};
+use crate::sshd::criteria::pattern_list;
 use crate::sshd::keywords::{counts_in_match, is_forgotten, same};
 use crate::sshd::reading::Reading;
 use crate::sshd::release::Release;
@@ -50,7 +51,28 @@ pub fn candidate(
         );
         Refusal::new("shadowed", message, hint)
     })?;
+    leaves_some(&plan.expect.settings, &effective)?;
     Ok(effective)
+}
+
+/// Lists of algorithms of which nobody can do without one.
+const LISTS: [&str; 4] =
+    ["Ciphers", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"];
+
+/// Refuses a list that takes all algorithms away. sshd takes it, and then has none to offer; `sshd -T` prints its
+/// defaults in place of it, those that are taken away among them.
+fn leaves_some(settings: &Values, effective: &Effective) -> Result<(), Refusal> {
+    for (keyword, lines) in settings {
+        let is_list = LISTS.iter().any(|list| same(list, keyword));
+        let Some(taken) = lines.first().and_then(|line| line.strip_prefix('-')) else { continue };
+        let printed = effective.get(keyword).join(",");
+        if is_list && printed.split(',').any(|name| pattern_list(name, taken) == Some(true)) {
+            let message = format!("`{keyword} -{taken}` leaves no algorithm at all");
+            let hint = "leave one that clients have: see `sshd -T`";
+            return Err(Refusal::new("no-algorithm", message, hint));
+        }
+    }
+    Ok(())
 }
 
 /// Says so where passwords are switched off under one name, and another one still asks for them.

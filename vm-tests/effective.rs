@@ -274,11 +274,48 @@ fn what_is_seldom_written_is_read_too() {
     assert!(drift.contains("sshd's files changed after it started"), "{drift}");
     machine.apply().code(0);
     machine.exec("harden verify spec.yaml").code(0);
+    // Nor is one that is gone.
+    machine.sh("echo 'MaxSessions 7' > /etc/ssh/site.d/1.conf; systemctl restart ssh.service; \
+                mv /etc/ssh/site.d /etc/ssh/gone");
+    let drift = said(&machine.exec("harden verify spec.yaml").code(3));
+    assert!(drift.contains("sshd's files changed after it started"), "{drift}");
+    machine.apply().code(0);
+    machine.exec("harden verify spec.yaml").code(0);
     // Passwords by another name.
     machine.sh("sed -i 's/^KbdInteractive.*/KbdInteractiveAuthentication yes/' /etc/ssh/sshd_config; systemctl restart ssh.service");
     machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no, MaxAuthTries: 3}}\n");
     assert!(
         said(&machine.exec("harden plan spec.yaml").code(0)).contains("passwords are still taken")
+    );
+}
+
+/// A block of the spec that an earlier one leaves nothing of.
+#[test]
+fn a_block_that_cannot_count_is_refused() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    let blocks = |one: &str, other: &str| {
+        let block = |criteria: &str, tries: u32| {
+            format!("{{criteria: {criteria}, settings: {{MaxAuthTries: {tries}}}}}")
+        };
+        machine.spec(&format!(
+            "version: 1\nssh: {{match: [{}, {}]}}\n",
+            block(one, 3),
+            block(other, 4)
+        ));
+    };
+    for (one, other) in
+        [("{User: \"*\"}", "{User: deploy}"), ("{User: [ada, deploy]}", "{User: deploy}")]
+    {
+        blocks(one, other);
+        let told = said(&unchanged(&machine, || machine.apply().code(1)));
+        assert!(told.contains("`MaxAuthTries 4` would not take effect"), "{told}");
+    }
+    blocks("{User: deploy}", "{User: \"*\"}");
+    machine.apply().code(0);
+    let tries = |user: &str| machine.sh(&format!("sshd -T -C user={user} | grep -i maxauthtries"));
+    assert_eq!(
+        (tries("deploy").trim(), tries("root").trim()),
+        ("maxauthtries 3", "maxauthtries 4")
     );
 }
 

@@ -265,6 +265,8 @@ fn a_key_that_is_not_taken_is_none() {
     }
     with("no-pty,expiry-time=\"20200101\"");
     is_refused(&machine, &["root's key in /root/.ssh/authorized_keys has expired"]);
+    with("from=\"\"");
+    is_refused(&machine, &["nobody has a key here"]);
     // Of somebody who is logged in it is known.
     with("from=\"10.77.0.0/24\"");
     let mut command = std::process::Command::new("ip");
@@ -349,7 +351,9 @@ fn the_key_of_this_session_stays() {
 /// What else keeps an administrator out, told before anything is changed.
 #[test]
 fn accounts_folders_and_sessions_count() {
-    let machine = Machine::boot(Suite::Trixie, |_| {});
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.append("/etc/ssh/sshd_config", "PerSourcePenalties no\n");
+    });
     let admins = "safety: {admins: [deploy]}\n";
     machine.sh("mkdir -m 700 /etc/ssh/keys; cp .ssh/authorized_keys /etc/ssh/keys/deploy; chmod 644 /etc/ssh/keys/deploy");
     for (settings, why) in [
@@ -361,14 +365,33 @@ fn accounts_folders_and_sessions_count() {
         ),
         ("{AllowGroups: [nosuch]}", "create the group, with deploy in it"),
         ("{PubkeyAcceptedAlgorithms: -ssh-ed25519}", "give deploy a key first that it takes"),
+        ("{HostKeyAlgorithms: sk-ssh-ed25519@openssh.com}", "has none for a key of this host"),
     ] {
         spec(&machine, settings, admins);
         is_refused(&machine, &["deploy could not log in any more", why]);
+    }
+    for keyword in ["Ciphers", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"] {
+        spec(&machine, &format!("{{{keyword}: \"-*\"}}"), admins);
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        assert!(unwrapped(&refused).contains("leaves no algorithm at all"), "{refused:?}");
+        spec(&machine, &format!("{{{keyword}: \"-*sha1*,*cbc\"}}"), admins);
+        machine.exec("harden plan spec.yaml").code(0);
     }
     spec(&machine, "{MaxAuthTries: 3}", admins);
     machine.sh("chage -E 1 deploy");
     is_refused(&machine, &["deploy's account has expired", "chage -E -1 deploy"]);
     machine.sh("chage -E -1 deploy");
+    for (ageing, why) in [
+        ("chage -d 0 deploy", "deploy has to change a password first, and has none"),
+        ("chage -d 2020-01-01 -M 10 -I 10 deploy", "deploy's password ended too long ago"),
+        ("touch /etc/nologin", "/etc/nologin lets nobody in but root"),
+    ] {
+        machine.sh(ageing);
+        is_refused(&machine, &["deploy could not log in any more", why]);
+        assert_ne!(machine.ssh_as("deploy", 22, "true").code, 0, "{ageing}");
+        machine.sh("chage -d 2026-01-01 -M -1 -I -1 deploy; rm -f /etc/nologin");
+        assert_eq!(machine.ssh_as("deploy", 22, "true").code, 0, "{ageing}");
+    }
     // Debian's sshd takes what the user's own group can write.
     machine.sh(
         "chmod 775 /home/deploy /home/deploy/.ssh; chmod 664 /home/deploy/.ssh/authorized_keys",

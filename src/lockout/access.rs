@@ -1,11 +1,16 @@
 //! What keeps a user out under a configuration, as sshd(8) would check it (auth.c, `allowed_user`).
 
+use std::path::Path;
+
 use super::keys::Keys;
 use super::{Admin, pam};
-use crate::sshd::Effective;
-use crate::sshd::criteria::{comes_from, fits};
+use crate::sshd::criteria::{comes_from, fits, pattern_list};
+use crate::sshd::{Effective, authorized_keys};
 use crate::sys;
-use crate::sys::users::{self, Password};
+use crate::sys::users::{self, Aged, Password};
+
+/// While it is there, only root comes in (nologin(5)). The one below /run is the boot's, and goes.
+const NO_LOGIN: &str = "/etc/nologin";
 
 /// What keeps somebody out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +33,7 @@ fn is(effective: &Effective, keyword: &str, wanted: &str) -> bool {
 
 /// The first thing that keeps a user out; `None` where nothing does.
 pub(super) fn obstacle(admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obstacle> {
-    connection(effective)
+    connection(effective, keys)
         .or_else(|| account(admin, effective))
         .or_else(|| lists(admin, effective))
         .or_else(|| root(admin, effective))
@@ -36,12 +41,27 @@ pub(super) fn obstacle(admin: &Admin, effective: &Effective, keys: &Keys) -> Opt
         .or_else(|| command(effective))
 }
 
-/// Whether there is a connection at all (from 9.9 on).
-fn connection(effective: &Effective) -> Option<Obstacle> {
-    if !is(effective, "refuseconnection", "yes") {
+/// Whether there is a connection at all: it may be refused (from 9.9 on), or the two have nothing in common.
+fn connection(effective: &Effective, keys: &Keys) -> Option<Obstacle> {
+    if is(effective, "refuseconnection", "yes") {
+        let fix = "remove it, or narrow the Match block that it stands in";
+        return because("RefuseConnection yes", fix);
+    }
+    let accepted = value(effective, "hostkeyalgorithms");
+    let kinds = keys.of_host(effective)?;
+    let serves =
+        |name: &&str| authorized_keys::signs(name).iter().any(|name| accepts(name, accepted));
+    if kinds.iter().any(|kind| serves(&kind.as_str())) {
         return None;
     }
-    because("RefuseConnection yes", "remove it, or narrow the Match block that it stands in")
+    because(
+        format!("HostKeyAlgorithms has none for a key of this host ({})", kinds.join(", ")),
+        "add the algorithm of a host key, or make a key that it takes: ssh-keygen -A",
+    )
+}
+
+fn accepts(name: &str, list: &str) -> bool {
+    list.is_empty() || pattern_list(name, list) == Some(true)
 }
 
 /// The account and its shell.
@@ -56,6 +76,22 @@ fn account(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
     }
     if user.has_expired() {
         return because(format!("{name}'s account has expired"), format!("chage -E -1 {name}"));
+    }
+    let change = format!("chage -M -1 -d \"$(date +%F)\" {name}");
+    match user.aged() {
+        Some(Aged::TooLate) => {
+            return because(
+                format!("{name}'s password ended too long ago (chage -l {name})"),
+                change,
+            );
+        }
+        Some(Aged::MustChange) if user.password() != Password::Set => {
+            return because(format!("{name} has to change a password first, and has none"), change);
+        }
+        _ => {}
+    }
+    if user.uid != 0 && Path::new(NO_LOGIN).exists() {
+        return because(format!("{NO_LOGIN} lets nobody in but root"), format!("rm {NO_LOGIN}"));
     }
     let shell = user.shell.display().to_string();
     let refuses = ["nologin", "false", "/true", "/sync"].iter().any(|end| shell.ends_with(end));

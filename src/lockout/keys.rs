@@ -74,6 +74,22 @@ impl Keys<'_> {
         keys.into_iter().zip(&texts).flat_map(of).collect()
     }
 
+    /// The kinds of the host's own keys; `None` where one cannot be seen.
+    pub(super) fn of_host(&self, effective: &Effective) -> Option<Vec<String>> {
+        let kind = |key: &String| {
+            let public = self.files.read(Path::new(&format!("{key}.pub"))).ok()??;
+            let kind = String::from_utf8_lossy(&public).split_whitespace().next()?.to_owned();
+            Some(kind)
+        };
+        // Certificates and agents have algorithms of their own.
+        let plain = ["hostcertificate", "hostkeyagent"].iter().all(|keyword| {
+            effective.get(keyword).iter().all(|value| value.is_empty() || value == "none")
+        });
+        let there = |key: &&String| self.files.exists(Path::new(key));
+        let keys = effective.host_keys().iter().filter(there);
+        keys.map(kind).collect::<Option<Vec<_>>>().filter(|kinds| plain && !kinds.is_empty())
+    }
+
     /// A key as ssh-keygen(1) reads it; `None` where it does not.
     fn key(&self, line: FreeKey, file: &Path) -> Option<Key> {
         let told = self.keygen(&line, &["-l", "-E", "sha256", "-f"])?;
@@ -99,11 +115,8 @@ impl Keys<'_> {
     ) -> Option<(String, String)> {
         let user = &admin.user;
         let FreeKey { algorithm, .. } = &key.line;
-        let accepted = effective.get("pubkeyacceptedalgorithms").join(",");
-        let signatures: &[&str] = match algorithm.as_str() {
-            "ssh-rsa" => &["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"],
-            other => &[other],
-        };
+        let accepted = effective.get("pubkeyacceptedalgorithms");
+        let list = accepted.join(",");
         let name = &user.name;
         let path = key.file.display();
         if let Some(closed) = self.closed_to(user, &key.file) {
@@ -122,13 +135,13 @@ impl Keys<'_> {
         if let Some(objection) = objection.or_else(|| limit(key, admin, effective)) {
             return Some(objection);
         }
-        let takes = |name: &str| accepted.is_empty() || pattern_list(name, &accepted) == Some(true);
+        let takes = |name: &str| accepted.is_empty() || pattern_list(name, &list) == Some(true);
         let another = if takes("ssh-ed25519") {
             format!("give {name} an Ed25519 key first: ssh-keygen -t ed25519")
         } else {
             format!("give {name} a key first that it takes")
         };
-        if !signatures.iter().any(|name| takes(name)) {
+        if !authorized_keys::signs(algorithm).iter().any(|name| takes(name)) {
             return Some((
                 format!("PubkeyAcceptedAlgorithms does not take {name}'s {algorithm} key"),
                 another,

@@ -241,8 +241,10 @@ fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Un
         Some(usec(meta.ctime(), meta.ctime_nsec()))
     });
     // A file that was removed shows in its folder alone; a folder that another one took the place of, in
-    // itself; a link that leads elsewhere now, in the link.
-    let folders = config.includes.keys().filter_map(|pattern| Path::new(pattern).parent());
+    // itself; one that is gone, in the folder above; a link that leads elsewhere now, in the link.
+    let folders = config.includes.keys().filter_map(|pattern| {
+        Path::new(pattern).ancestors().skip(1).find(|folder| files.exists(folder))
+    });
     let paths = config.files.iter().map(|file| file.path.as_path()).chain(folders.clone());
     let links = paths.flat_map(Path::ancestors).filter(|path| files.is_link(path));
     let others = folders.filter_map(|folder| files.metadata(folder));

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::criteria::is_address_list;
 use super::effective::Effective;
 
 /// The files in which a configuration looks for a user's keys.
@@ -40,6 +41,19 @@ impl Expiry {
         Self { digits: format!("{digits:0<14}"), utc: digits.len() < text.len() }
     }
 
+    /// Whether a text is such a time: a day, with a time of that day or without.
+    fn is_one(text: &str) -> bool {
+        let digits = text.strip_suffix(['Z', 'z']).unwrap_or(text);
+        let formats = ["%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S"];
+        let format =
+            formats.into_iter().zip([8, 12, 14]).find(|(_, length)| *length == digits.len());
+        format.is_some_and(|(format, length)| {
+            let day = jiff::civil::Date::strptime("%Y%m%d", digits.get(..8).unwrap_or_default());
+            let whole = length == 8 || jiff::civil::DateTime::strptime(format, digits).is_ok();
+            day.is_ok() && whole
+        })
+    }
+
     /// Whether it lies before a time.
     pub fn is_before(&self, now: &jiff::Zoned) -> bool {
         let now = if self.utc { now.with_time_zone(jiff::tz::TimeZone::UTC) } else { now.clone() };
@@ -54,31 +68,26 @@ impl std::fmt::Display for Expiry {
     }
 }
 
-/// Options that sshd knows; it drops a line with any other (auth-options.c, `sshauthopt_parse`).
-const OPTIONS: [&str; 22] = [
-    "agent-forwarding",
-    "cert-authority",
-    "command",
-    "environment",
-    "expiry-time",
-    "from",
-    "no-agent-forwarding",
-    "no-port-forwarding",
-    "no-pty",
-    "no-touch-required",
-    "no-user-rc",
-    "no-x11-forwarding",
-    "permitlisten",
-    "permitopen",
-    "port-forwarding",
-    "principals",
-    "pty",
-    "restrict",
-    "tunnel",
-    "user-rc",
-    "verify-required",
-    "x11-forwarding",
+/// Options without a value (auth-options.c, `sshauthopt_parse`), and whether `no-` may stand in front.
+const FLAGS: [(&str, bool); 9] = [
+    ("agent-forwarding", true),
+    ("cert-authority", false),
+    ("port-forwarding", true),
+    ("pty", true),
+    ("restrict", false),
+    ("touch-required", true),
+    ("user-rc", true),
+    ("verify-required", true),
+    ("x11-forwarding", true),
 ];
+
+/// The names under which a key of an algorithm signs (RFC 8332 for RSA).
+pub fn signs(algorithm: &str) -> Vec<&str> {
+    match algorithm {
+        "ssh-rsa" => vec!["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"],
+        other => vec![other],
+    }
+}
 
 /// The keys of files, in the order in which sshd reads them, that open a session of the user's choice. Of
 /// several lines with one key the first decides.
@@ -107,10 +116,9 @@ fn read_line(line: &str) -> Option<(FreeKey, bool)> {
     } else {
         line.split_at(outside_quotes(line, char::is_whitespace)?)
     };
-    let options = options_of(options);
+    let options = options_of(options)?;
     let value = |name: &str| options.iter().find(|(option, _)| option == name);
-    let is_known = |(name, _): &(String, String)| OPTIONS.contains(&name.as_str());
-    if value("cert-authority").is_some() || !options.iter().all(is_known) {
+    if value("cert-authority").is_some() {
         return None;
     }
     let mut words = rest.split_whitespace();
@@ -124,18 +132,56 @@ fn read_line(line: &str) -> Option<(FreeKey, bool)> {
     is_algorithm(algorithm).then_some((found, value("command").is_none()))
 }
 
-/// Options with their values, in lower case; those without a value have an empty one.
-fn options_of(mut text: &str) -> Vec<(String, String)> {
-    let mut options = Vec::new();
+/// Options with their values, names in lower case; those without a value have an empty one. `None` where
+/// sshd refuses one of them, and the line with it.
+fn options_of(mut text: &str) -> Option<Vec<(String, String)>> {
+    let mut options: Vec<(String, String)> = Vec::new();
     while !text.is_empty() {
         let end = outside_quotes(text, |c| c == ',').unwrap_or(text.len());
         let (option, rest) = text.split_at(end);
-        let (name, value) = option.split_once('=').unwrap_or((option, ""));
-        let value = value.trim_matches('"').replace("\\\"", "\"");
-        options.push((name.to_ascii_lowercase(), value));
         text = rest.strip_prefix(',').unwrap_or(rest);
+        let (name, value) = match option.split_once('=') {
+            _ if option.is_empty() => continue,
+            None => (option.to_ascii_lowercase(), String::new()),
+            Some((name, value)) => {
+                let value = value.strip_prefix('"')?.strip_suffix('"')?.replace("\\\"", "\"");
+                (name.to_ascii_lowercase(), value)
+            }
+        };
+        let once = ["command", "from", "principals"].contains(&name.as_str());
+        let again = once && options.iter().any(|(other, _)| *other == name);
+        let is_right = if option.contains('=') { is_value(&name, &value) } else { is_flag(&name) };
+        if again || !is_right {
+            return None;
+        }
+        options.push((name, value));
     }
-    options
+    Some(options)
+}
+
+fn is_flag(name: &str) -> bool {
+    let plain = name.strip_prefix("no-");
+    FLAGS.iter().any(|(flag, may_be_denied)| {
+        *flag == name || (*may_be_denied && plain.is_some_and(|plain| plain == *flag))
+    })
+}
+
+/// Whether there is such an option, and sshd can read its value.
+fn is_value(name: &str, value: &str) -> bool {
+    let is_port = |port: &str| port == "*" || port.parse::<u16>().is_ok_and(|port| port > 0);
+    let port = value.rsplit_once(':');
+    match name {
+        "command" | "principals" => true,
+        "from" => is_address_list(value),
+        "expiry-time" => Expiry::is_one(value),
+        "environment" => value.split_once('=').is_some_and(|(name, _)| {
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        }),
+        "permitopen" => port.is_some_and(|(host, port)| !host.is_empty() && is_port(port)),
+        "permitlisten" => is_port(port.map_or(value, |(_, port)| port)),
+        "tunnel" => value.split(':').all(|unit| unit == "any" || unit.parse::<u32>().is_ok()),
+        _ => false,
+    }
 }
 
 /// Where a character stands outside double quotes; `\"` is none.
@@ -186,6 +232,30 @@ mod tests {
         let two = [&b"command=\"x\" ssh-ed25519 AAAA"[..], b"ssh-ed25519 AAAA\nssh-ed25519 BBBB"];
         let found = free_keys(two).concat().into_iter().map(|key| key.line).collect::<Vec<_>>();
         assert_eq!(found, ["ssh-ed25519 BBBB"]);
+        for right in [
+            "no-pty,,No-User-RC",
+            "permitopen=\"[::1]:80\",permitlisten=\"8080\",tunnel=\"any:1\"",
+            "expiry-time=\"203001020304Z\",environment=\"A_1=b\",restrict,pty",
+        ] {
+            assert_eq!(key(&format!("{right} ssh-ed25519 AAAA")), plain, "{right}");
+        }
+        for wrong in [
+            "from=\"\"",
+            "from=10.0.0.1",
+            "from=\"10.0.0.1/8\"",
+            "from=\"::1\",from=\"::1\"",
+            "expiry-time=\"nonsense\"",
+            "expiry-time=\"20301301\"",
+            "tunnel=\"foo\"",
+            "permitopen=\"80\"",
+            "permitlisten=\"host:x\"",
+            "environment=\"a\"",
+            "pty=\"x\"",
+            "no-restrict",
+            "command",
+        ] {
+            assert_eq!(key(&format!("{wrong} ssh-ed25519 AAAA")), None, "{wrong}");
+        }
         for nothing in ["# ssh-rsa AAAA", "", "ssh-rsa", "no-pty ssh-new AAAA", "\"open"] {
             assert_eq!(key(nothing), None, "{nothing}");
         }

@@ -123,10 +123,10 @@ fn joined(args: &[String], release: &Release) -> Vec<String> {
 }
 
 fn checked(list: String) -> Result<String, String> {
-    match address_list(None, &list) {
-        Some(_) => Ok(list),
-        None => Err(format!("`{list}` is no list of addresses and networks")),
+    if is_address_list(&list) {
+        return Ok(list);
     }
+    Err(format!("`{list}` is no list of addresses and networks"))
 }
 
 impl Criterion {
@@ -150,6 +150,26 @@ impl Criterion {
     /// Whether it asks for users by name, and not for this one.
     pub fn rules_out(&self, user: &str) -> bool {
         matches!(self, Self::User(list) if !is_listed(Some(user), list))
+    }
+
+    /// Whether all that meet another criterion meet this one.
+    fn includes(&self, other: &Self) -> bool {
+        let takes = |list: &str, names: &str| {
+            let is_plain = |name: &str| !name.is_empty() && !name.contains(['*', '?', '!']);
+            list == "*"
+                || names.split(',').all(|name| is_plain(name) && is_listed(Some(name), list))
+        };
+        match (self, other) {
+            (Self::User(list), Self::User(names)) | (Self::Host(list), Self::Host(names)) => {
+                takes(list, names) || list == names
+            }
+            // Everybody has a name, and is in a group.
+            (Self::User(list) | Self::Group(list), _) if list == "*" => true,
+            (Self::Group(list), Self::Group(names)) => {
+                list == names || (!list.contains('!') && takes(list, names))
+            }
+            _ => self == other,
+        }
     }
 
     /// Whether it asks nothing of the connection, only of sshd.
@@ -197,6 +217,16 @@ pub fn always(criteria: &[Criterion], release: &Release) -> bool {
     criteria.iter().all(Criterion::asks_nothing) && are_met(criteria, None, release)
 }
 
+/// Whether every connection that meets the later criteria meets the earlier ones as well, as far as can be
+/// told from the words alone.
+pub fn include(earlier: &[Criterion], later: &[Criterion], release: &Release) -> bool {
+    let is_met = |one: &Criterion| {
+        let stands = one.asks_nothing() && are_met(std::slice::from_ref(one), None, release);
+        stands || later.iter().any(|other| one.includes(other))
+    };
+    earlier.iter().all(is_met)
+}
+
 fn is_listed(text: Option<&str>, list: &str) -> bool {
     text.is_some_and(|text| pattern_list(text, list) == Some(true))
 }
@@ -209,6 +239,11 @@ fn is_address_listed(address: Option<&str>, list: &str) -> bool {
 /// its address then (match.c, `match_host_and_ip`).
 pub fn comes_from(address: IpAddr, list: &str) -> bool {
     is_address_listed(Some(&address.to_canonical().to_string()), &list.to_ascii_lowercase())
+}
+
+/// Whether a list of patterns and networks is one that sshd can read.
+pub fn is_address_list(list: &str) -> bool {
+    address_list(None, list).is_some()
 }
 
 /// Whether a list of patterns takes a text: `Some(false)` where one with a `!` does, `None` where none
@@ -361,6 +396,24 @@ mod tests {
         assert!(of("Match invalid-user", &old).is_err());
         assert!(always(&of("Match version OpenSSH_10.*", &new).unwrap(), &new));
         assert!(!always(&of("Match version OpenSSH_9.*", &new).unwrap(), &new));
+    }
+
+    #[test]
+    fn one_block_takes_in_another() {
+        let release = Release::LATEST;
+        let of = |line: &str| of(&format!("Match {line}"), &release).unwrap();
+        let includes = |one: &str, other: &str| include(&of(one), &of(other), &release);
+        assert!(includes("all", "User ada") && includes("User *", "Group x LocalPort 22"));
+        assert!(
+            includes("User ada,b*", "User bob,ada Address ::1") && includes("Group x,y", "Group y")
+        );
+        assert!(includes("Address 10.0.0.0/8", "User ada Address 10.0.0.0/8"));
+        assert!(!includes("User ada", "User a*") && !includes("User ada", "Group ada"));
+        assert!(
+            !includes("User ada LocalPort 22", "User ada") && !includes("User *,!bob", "User bob")
+        );
+        // Who is in `y` may be in `x` too.
+        assert!(!includes("Group *,!x", "Group y") && !includes("User ada", "all"));
     }
 
     #[test]

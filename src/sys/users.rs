@@ -74,11 +74,30 @@ impl User {
         shadow.lines().find(of_user)?.split(':').nth(field).map(str::to_owned)
     }
 
+    /// A field of that line that counts days.
+    fn days(&self, field: usize) -> Option<u64> {
+        self.shadow(field)?.parse().ok()
+    }
+
     /// Whether the account has ended (shadow(5), account expiration date, in days since 1970).
     pub fn has_expired(&self) -> bool {
-        let today = super::now_usec() / 1_000_000 / 86_400;
-        let ends = self.shadow(7).and_then(|days| days.parse::<u64>().ok());
-        ends.is_some_and(|ends| ends <= today)
+        self.days(7).is_some_and(|ends| ends <= today())
+    }
+
+    /// Whether the password is older than it may be, and what follows from it (shadow(5), maximum password
+    /// age and password inactivity period).
+    pub fn aged(&self) -> Option<Aged> {
+        let last = self.days(2)?;
+        if last == 0 {
+            return Some(Aged::MustChange);
+        }
+        let until = last.checked_add(self.days(4)?)?;
+        let too_late = self.days(6).is_some_and(|days| until.saturating_add(days) < today());
+        match (until < today(), too_late) {
+            (false, _) => None,
+            (true, true) => Some(Aged::TooLate),
+            (true, false) => Some(Aged::MustChange),
+        }
     }
 
     /// What is known of the user's password.
@@ -89,6 +108,20 @@ impl User {
             _ => Password::Impossible,
         }
     }
+}
+
+/// What follows from the age of a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aged {
+    /// It has to be changed before anything else.
+    MustChange,
+    /// It cannot be changed any more: nobody comes in, not by key either.
+    TooLate,
+}
+
+/// Today, in days since 1970.
+fn today() -> u64 {
+    super::now_usec() / 1_000_000 / 86_400
 }
 
 /// Whether a user is the only one in a group, and in it at all (the group that useradd(8) makes for each).

@@ -6,6 +6,7 @@ use crate::concern::profile::is_stricter;
 use crate::error::Refusal;
 use crate::spec::Values;
 use crate::sshd::Effective;
+use crate::sshd::criteria::include;
 use crate::sshd::keywords::{Follows, follows, same};
 use crate::sshd::reading::{Block, Chosen, Place, Reading};
 use crate::sshd::release::Release;
@@ -141,7 +142,12 @@ fn contested(
     };
     let first_wins =
         matches!(follows(keyword, reading.release()), Follows::First | Follows::FirstThatSays);
-    let others = all.iter().filter(|(block, _)| !is_own(block.path));
+    // Blocks of the spec that overlap are in the order that it gives them; one of which an earlier one leaves
+    // nothing is a mistake.
+    let release = reading.release();
+    let hides =
+        |block: &Block| block.id < ours.id && include(block.criteria, ours.criteria, release);
+    let others = all.iter().filter(|(block, _)| !is_own(block.path) || hides(block));
     let others = others.filter(|(block, _)| !first_wins || block.id < ours.id);
     let mut said = others.map(|(block, chosen)| (block, chosen)).chain([(ours, chosen)]);
     let (block, chosen) = said.find(|(_, chosen)| !says(keyword, lines, &chosen.followed))?;
