@@ -129,7 +129,12 @@ pub(super) fn forced_plan(
     Ok((plan, risks))
 }
 
-fn examined(files: &Files, spec: &Spec, observed: &Observed) -> Result<(Plan, Vec<Risk>), Error> {
+/// Plans, lets sshd read the result, and says whom it would lock out.
+pub(super) fn examined(
+    files: &Files,
+    spec: &Spec,
+    observed: &Observed,
+) -> Result<(Plan, Vec<Risk>), Error> {
     validate::answers(observed)?;
     validate::remembered(spec, &observed.release)?;
     let mut plan = plan(spec, observed)?;

@@ -1,6 +1,6 @@
 //! `harden verify`.
 
-use harden::error::{Error, exit};
+use harden::error::{Error, Refusal, exit};
 use harden::observe;
 use harden::plan::Change;
 use harden::report::{human, json};
@@ -9,7 +9,7 @@ use harden::sys::Files;
 use harden::verify;
 
 use super::input::read_input;
-use super::plan::{ahead, checked_plan, refuse_open};
+use super::plan::{ahead, examined, refuse_open};
 use super::{complain, need_root, print_json, say};
 use crate::cli::{Format, VerifyArgs};
 
@@ -21,16 +21,21 @@ struct Found {
     changes: Vec<Change>,
     /// What could not be said.
     notes: Vec<String>,
+    /// What to do about it.
+    hint: Option<String>,
 }
 
 /// `harden verify`.
 pub(crate) fn verify_command(args: &VerifyArgs, format: Format) -> u8 {
     match verified(args) {
-        Ok(Found { faults, changes, notes }) => {
+        Ok(Found { faults, changes, notes, hint }) => {
             let holds = faults.is_empty() && changes.is_empty();
             let written = match format {
-                Format::Human => say(|out| human::verified(out, &faults, &changes, &notes)),
-                Format::Json => print_json(&json::VerifyReport::of(faults, changes, notes)),
+                Format::Human => {
+                    let hint = hint.as_deref();
+                    say(|out| human::verified(out, &faults, &changes, &notes, hint))
+                }
+                Format::Json => print_json(&json::VerifyReport::of(faults, changes, notes, hint)),
             };
             match (written, holds) {
                 (false, _) => exit::REFUSED,
@@ -63,22 +68,24 @@ fn verified(args: &VerifyArgs) -> Result<Found, Error> {
 fn proven(files: &Files, spec: &Spec) -> Result<Found, Error> {
     let ahead = ahead(spec);
     let observed = observe::observe(files, &observe::connect()?, ahead)?;
-    let plan = match checked_plan(files, spec, &observed) {
-        Ok(plan) => plan,
+    let (plan, risks) = match examined(files, spec, &observed) {
+        Ok(examined) => examined,
         // It cannot even be made so.
-        Err(Error::Refused(refusal)) => {
-            let faults = vec![refusal.message];
-            return Ok(Found { faults, changes: Vec::new(), notes: vec![refusal.hint] });
+        Err(Error::Refused(Refusal { message, hint, .. })) => {
+            let (changes, notes) = (Vec::new(), Vec::new());
+            return Ok(Found { faults: vec![message], changes, notes, hint: Some(hint) });
         }
         Err(error) => return Err(error),
     };
+    let hint = risks.first().map(|risk| risk.fix.clone());
     let mut faults = verify::state(&plan.expect, &observed);
     faults.extend(verify::settings(&plan.expect, &observed));
+    faults.extend(risks.into_iter().map(|risk| risk.message));
     if observed.stale {
         faults.push("sshd's files changed after it started".to_owned());
     }
     let (silent, mut notes) = verify::answers(files, &plan.expect, &observed)?;
     faults.extend(silent);
     notes.extend(plan.warnings);
-    Ok(Found { faults, changes: plan.changes, notes })
+    Ok(Found { faults, changes: plan.changes, notes, hint })
 }

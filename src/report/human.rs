@@ -67,6 +67,7 @@ pub fn verified(
     faults: &[String],
     changes: &[Change],
     notes: &[String],
+    hint: Option<&str>,
 ) -> io::Result<()> {
     if faults.is_empty() && changes.is_empty() {
         writeln!(out, "{GREEN}as the spec says{GREEN:#}: listeners, units and values are proven")?;
@@ -82,7 +83,11 @@ pub fn verified(
             writeln!(out, "  {CYAN}{action}{CYAN:#} {target}")?;
         }
     }
-    warnings(out, notes)
+    warnings(out, notes)?;
+    if hint.is_some() {
+        writeln!(out)?;
+    }
+    write_hint(out, hint)
 }
 
 /// Writes what `harden doctor` found.
@@ -320,7 +325,11 @@ pub fn error(out: &mut dyn Write, error: &ErrorReport) -> io::Result<()> {
     for line in lines {
         writeln!(out, "{}", indented(line, 7))?;
     }
-    match &error.hint {
+    write_hint(out, error.hint.as_deref())
+}
+
+fn write_hint(out: &mut dyn Write, hint: Option<&str>) -> io::Result<()> {
+    match hint {
         Some(hint) => writeln!(out, "{CYAN}hint{CYAN:#}:  {}", indented(hint, 7).trim_start()),
         None => Ok(()),
     }

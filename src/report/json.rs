@@ -73,19 +73,30 @@ pub struct VerifyReport {
     faults: Vec<String>,
     changes: Vec<Change>,
     warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
     error: Option<ErrorReport>,
 }
 
 impl VerifyReport {
-    /// Reports what does not hold, and what an apply would change.
-    pub fn of(faults: Vec<String>, changes: Vec<Change>, warnings: Vec<String>) -> Self {
+    /// Reports what does not hold, what an apply would change, and what else to do.
+    pub fn of(
+        faults: Vec<String>,
+        changes: Vec<Change>,
+        warnings: Vec<String>,
+        hint: Option<String>,
+    ) -> Self {
         let holds = faults.is_empty() && changes.is_empty();
-        Self { version: VERSION, holds, faults, changes, warnings, error: None }
+        Self { version: VERSION, holds, faults, changes, warnings, hint, error: None }
     }
 
     /// Reports that nothing can be said.
     pub fn failed(error: ErrorReport) -> Self {
-        Self { error: Some(error), holds: false, ..Self::of(Vec::new(), Vec::new(), Vec::new()) }
+        Self {
+            error: Some(error),
+            holds: false,
+            ..Self::of(Vec::new(), Vec::new(), Vec::new(), None)
+        }
     }
 }
 

@@ -17,6 +17,9 @@ use crate::sshd::release::Release;
 use crate::sshd::syntax::{parse_line, quote_arg};
 use crate::sshd::{criteria, keywords};
 
+/// How wide a terminal is.
+const WIDTH: usize = 80;
+
 type Result<T> = std::result::Result<T, SpecError>;
 
 /// A spec's text and the name it is known by in messages.
@@ -80,18 +83,24 @@ impl Source {
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
         let name = &self.name;
-        let mut group = Level::ERROR.primary_title(message).element(
-            Snippet::source(&self.text)
-                .path(name.as_str())
-                .annotation(AnnotationKind::Primary.span(start..end).label(label)),
-        );
+        let length = |text: &str| text.chars().count();
+        let marked = length(self.text.get(start..end).unwrap_or_default());
+        let beside = line.to_string().len() + " | ".len() + column + marked + 1 + length(label);
+        let mark = AnnotationKind::Primary.span(start..end);
+        let fits = beside <= WIDTH;
+        let mark = if fits { mark.label(label) } else { mark };
+        let snippet = Snippet::source(&self.text).path(name.as_str()).annotation(mark);
+        let mut group = Level::ERROR.primary_title(message).element(snippet);
+        if !fits {
+            group = group.element(Level::NOTE.message(label));
+        }
         if let Some(hint) = hint {
             group = group.element(Level::HELP.message(hint));
         }
         let rendered = if self.text.is_empty() {
             format!("error: {name}: {message}: {label}")
         } else {
-            Renderer::plain().decor_style(DecorStyle::Ascii).term_width(80).render(&[group])
+            Renderer::plain().decor_style(DecorStyle::Ascii).term_width(WIDTH).render(&[group])
         };
         SpecError {
             message: format!("{name}:{line}:{column}: {message}: {label}"),
@@ -168,11 +177,14 @@ impl Source {
             })
         });
         let confirm = safety.confirm.as_ref().map(|confirm| confirm.value);
-        let admins = safety.admins.as_ref().map(|admins| admins.value.clone()).unwrap_or_default();
-        if let Some(admins) = safety.admins.as_ref().filter(|admins| admins.value.is_empty()) {
-            let expected = "expected names of users, or no such key at all";
-            return Err(self.at(admins, "the list is empty", expected));
-        }
+        let expected = "expected names of users, or no such key at all";
+        let admins = match &safety.admins {
+            None => Vec::new(),
+            Some(list) if matches!(&list.value, OneOrMany::Many(names) if names.is_empty()) => {
+                return Err(self.at(list, "the list is empty", expected));
+            }
+            Some(names) => self.scalars(names)?.into_iter().map(|(name, _)| name).collect(),
+        };
         Ok(Safety { confirm, timeout: timeout.transpose()?, admins })
     }
 
@@ -219,6 +231,11 @@ impl Source {
             let read = line.ok_or_else(|| "it cannot be read".to_owned());
             let read = read.and_then(|line| criteria::read(&line, &Release::LATEST));
             if let Err(why) = read {
+                let expected = match name.value.to_ascii_lowercase().as_str() {
+                    "localport" => "expected one port, from 1 to 65535",
+                    "address" | "localaddress" => "expected 192.0.2.7, 10.0.0.0/8, \"::1\"",
+                    _ => expected,
+                };
                 return Err(self.at(name, &format!("`{criterion}`: {why}"), expected));
             }
             words.push(criterion);

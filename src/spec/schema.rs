@@ -54,7 +54,7 @@ pub(super) struct SafetySection {
     #[serde(default, deserialize_with = "given")]
     pub(super) timeout: Option<Spanned<String>>,
     #[serde(default, deserialize_with = "given")]
-    pub(super) admins: Option<Spanned<Vec<String>>>,
+    pub(super) admins: Option<Spanned<OneOrMany>>,
 }
 
 #[derive(Debug, Deserialize)]
