@@ -13,6 +13,107 @@ on_debian!(forwarded_ports_are_no_sshd, who_edits_before_recovery_keeps_it);
 const MOVE: &str = "version: 1\nssh: {port: 2222, socket: disabled}\n";
 const SAME_PORT: &str = "version: 1\nssh: {socket: keep, settings: {MaxAuthTries: 4}}\n";
 
+/// Units that systemd stops along with ssh.service run again in the end, whichever way it goes.
+#[test]
+fn what_stops_along_with_sshd_comes_back() {
+    let kinds = ["PartOf", "Requires", "BindsTo"];
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        for kind in kinds {
+            let after = "After=ssh.service\n[Service]\nExecStart=/usr/bin/sleep infinity\n";
+            let text = format!("[Unit]\n{kind}=ssh.service\n{after}");
+            root.write(&format!("/etc/systemd/system/with-{kind}.service"), &text);
+        }
+    });
+    let units = kinds.map(|kind| format!("with-{kind}.service"));
+    machine.sh(&format!("systemctl start {}", units.join(" ")));
+    let all_run = |when: &str| {
+        for unit in &units {
+            assert!(crate::state::active(&machine, unit), "{unit} {when}");
+        }
+    };
+    machine.spec(SAME_PORT);
+    machine.exec("harden apply -y --confirm operator --timeout 2s spec.yaml").code(4);
+    all_run("after the way back");
+    for spec in [SAME_PORT, MOVE] {
+        machine.spec(spec);
+        machine.apply().code(0);
+        all_run(spec);
+    }
+    machine.exec("harden rollback -y").code(0);
+    all_run("after a rollback");
+}
+
+/// Something else than a link pulls ssh.socket in: after the next boot it would have the port again.
+#[test]
+fn a_socket_that_would_come_back_is_refused() {
+    let machine = socket_system(Suite::Trixie);
+    machine.spec(MOVE);
+    for line in ["Wants=ssh.socket", "Upholds=ssh.socket"] {
+        let drop_in = "/etc/systemd/system/sockets.target.d/u.conf";
+        machine.root().write(drop_in, &format!("[Unit]\n{line}\n"));
+        machine.sh("systemctl daemon-reload");
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        let said = refused.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains("sockets.target.d/u.conf pulls ssh.socket in"), "{line}: {said}");
+        machine.root().remove(drop_in);
+        machine.sh("systemctl daemon-reload");
+    }
+    machine.apply().code(0);
+    machine.exec("harden verify spec.yaml").code(0);
+    machine
+        .root()
+        .write("/etc/systemd/system/sockets.target.d/u.conf", "[Unit]\nWants=ssh.socket\n");
+    machine.sh("systemctl daemon-reload");
+    machine.exec("harden verify spec.yaml").code(3);
+}
+
+/// What nobody may start by hand could not be brought back.
+#[test]
+fn a_unit_that_refuses_is_refused() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    for line in ["RefuseManualStart=yes", "RefuseManualStop=yes"] {
+        machine
+            .root()
+            .write("/etc/systemd/system/ssh.service.d/refuse.conf", &format!("[Unit]\n{line}\n"));
+        machine.sh("systemctl daemon-reload");
+        for spec in [SAME_PORT, MOVE] {
+            machine.spec(spec);
+            let refused = unchanged(&machine, || machine.apply().code(1));
+            assert!(refused.stderr.contains("by hand"), "{line}: {refused:?}");
+        }
+    }
+}
+
+/// Somebody clears /run during the trial, and the guard's time comes during the hand-over: one of the two
+/// does it.
+#[test]
+fn two_never_work_on_one_change() {
+    let mut machine = Machine::boot(Suite::Trixie, |root| {
+        let slow = "[Service]\nExecStartPre=/bin/sh -c 'grep -qs 2222 /etc/ssh/sshd_config.d/00-harden.conf \
+                    && sleep 8 || true'\n";
+        root.write("/etc/systemd/system/ssh.service.d/slow.conf", slow);
+    });
+    machine.spec(MOVE);
+    machine.apply_in_background("6s");
+    let confirm = machine.confirm_command();
+    machine.sh("rm -rf /run/harden; sleep 4");
+    let watch = crate::gap::Watch::table(&machine, &[22, 2222]);
+    machine.ssh(2222, &confirm);
+    let code = machine.background_end();
+    machine.wait_for(
+        "guard",
+        "! systemctl is-active -q 'harden-guard-*.timer' 'harden-guard-*.service'",
+    );
+    let seen = watch.end();
+    assert!(seen.gaps.is_empty(), "{seen:?}");
+    for record in ["taken", "closed"] {
+        let records = machine.sh(&format!("grep -ch '\"{record}\"' /var/lib/harden/*.journal"));
+        assert_eq!(records.trim(), "1", "{record}");
+    }
+    assert_closed(&machine);
+    assert_over(&mut machine, &Want::service(if code == 0 { 2222 } else { 22 }));
+}
+
 /// A session through which a port of the host's leads elsewhere.
 struct Forwarding(Child);
 

@@ -131,6 +131,64 @@ fn an_sshd_that_ends_just_after_it_has_started() {
 }
 
 #[test]
+fn an_sshd_that_ends_again_and_again() {
+    for (suite, pause) in [(Suite::Bookworm, "100ms"), (Suite::Trixie, "1s")] {
+        let lines = format!(
+            "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=exec\nRestart=always\nRestartSec={pause}\n\
+             ExecStartPost=/bin/sh -c '[ -e /root/fail ] && (sleep 0.4; kill -9 $MAINPID) & true'"
+        );
+        does_not_come_back(suite, &lines);
+    }
+}
+
+/// On the port itself: nobody else can listen meanwhile, but in the end somebody does for good.
+#[test]
+fn on_the_same_port_it_ends_again_and_again() {
+    let mut machine = Machine::boot(Suite::Trixie, |root| {
+        let lines = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec=1s\n\
+                     ExecStartPost=/bin/sh -c '[ -e /root/fail ] && (sleep 0.4; kill -9 $MAINPID) & true'\n";
+        root.write("/etc/systemd/system/ssh.service.d/after.conf", lines);
+    });
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("10s");
+    machine.sh("touch /root/fail");
+    machine.exec("harden rollback -y").code(5);
+    assert_eq!(machine.background_end(), 5);
+    // The guard tries it again.
+    machine.wait_for(
+        "guard",
+        "! systemctl is-active -q 'harden-guard-*.timer' 'harden-guard-*.service'",
+    );
+    let watch = Watch::table(&machine, &[22]);
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let seen = watch.end();
+    assert!(seen.gaps.is_empty(), "{seen:?}");
+    lets_in(&machine, "after the way back");
+    machine.sh("rm /root/fail");
+    machine.exec("harden rollback -y").code(0);
+    assert_closed(&machine);
+    assert_over(&mut machine, &Want::service(22));
+}
+
+/// Somebody stops the old listener, which the trial on another port has not touched: it comes back.
+#[test]
+fn the_old_listener_is_stopped_meanwhile() {
+    for suite in [Suite::Bookworm, Suite::Trixie] {
+        let mut machine = Machine::boot(suite, |_| {});
+        machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+        machine.apply_in_background("60s");
+        machine.sh("systemctl stop ssh.service");
+        let watch = Watch::table(&machine, &[22, 2222]);
+        machine.exec("harden rollback -y").code(0);
+        let seen = watch.end();
+        assert!(seen.gaps.is_empty(), "{seen:?}");
+        assert_eq!(machine.background_end(), 4);
+        assert_closed(&machine);
+        assert_over(&mut machine, &Want::service(22));
+    }
+}
+
+#[test]
 fn a_start_that_fails_when_sshd_listens() {
     let lines = "[Service]\nExecStartPost=/bin/sh -c 'test ! -e /root/fail'";
     does_not_come_back(Suite::Trixie, lines);

@@ -55,6 +55,10 @@ pub struct Observed {
     pub service: Unit,
     /// The socket unit of the same name; absent on some distributions.
     pub socket: Unit,
+    /// Other units that run and that stop when one of the two does.
+    pub dependents: Vec<String>,
+    /// Files of other units in which it stands that they pull the socket in.
+    pub pulled_in_by: Vec<PathBuf>,
     /// Text of the two units' own files and drop-ins.
     pub unit_files: BTreeMap<PathBuf, ConfigFile>,
     /// Enablement links and aliases of the two units: those that are there, with their targets,

@@ -28,6 +28,8 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let config = config_tree(files, &release, &mut unseen);
     let command_line = command_line(files, &service);
     let unit_files = unit_files(files, [&service, &socket]);
+    let dependents = dependents(systemd, [&service, &socket])?;
+    let pulled_in_by = pulled_in_by(files, systemd, &socket)?;
     // Options on sshd's command line are rare; where there are some, it is asked again.
     let effective = match command_line.settings().as_slice() {
         [] => answer(verdict),
@@ -56,6 +58,8 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         command_line,
         service,
         socket,
+        dependents,
+        pulled_in_by,
         unit_files,
         listeners,
         unseen,
@@ -135,6 +139,35 @@ fn units(systemd: &Systemd) -> Result<(Unit, Unit), Error> {
         "install the distribution's package: apt install openssh-server",
     )
     .into())
+}
+
+/// Units beside the two that run, and that stop with one of them. (harden's own go their own ways.)
+fn dependents(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<String>, Error> {
+    let mut dependents = Vec::new();
+    for name in units.iter().flat_map(|unit| &unit.takes_along) {
+        let is_own = name.starts_with("harden") || units.iter().any(|unit| unit.name == *name);
+        if is_own || dependents.contains(name) {
+            continue;
+        }
+        if Unit::read(systemd, name)?.is_active() {
+            dependents.push(name.clone());
+        }
+    }
+    Ok(dependents)
+}
+
+/// Files in which it stands that a unit is pulled in; links are no such files.
+fn pulled_in_by(files: &Files, systemd: &Systemd, unit: &Unit) -> Result<Vec<PathBuf>, Error> {
+    const PULLS: [&str; 4] = ["Wants", "Requires", "BindsTo", "Upholds"];
+    let mut found = Vec::new();
+    for by in &unit.wanted_by {
+        let by = Unit::read(systemd, by)?;
+        found.extend(unit_files(files, [&by]).into_values().filter(|file| {
+            let mut lines = crate::sys::units::directives(&file.text).into_iter();
+            lines.any(|(key, value)| PULLS.contains(&key) && value == unit.name)
+        }));
+    }
+    Ok(found.into_iter().map(|file| file.path).collect())
 }
 
 /// Reads every file that a release of sshd would read, and says what could not be read.
@@ -281,7 +314,7 @@ fn missing_folders(files: &Files, config: &ConfigTree, socket: &Unit) -> Vec<Pat
     missing
 }
 
-fn unit_files(files: &Files, units: [&Unit; 2]) -> BTreeMap<PathBuf, ConfigFile> {
+fn unit_files<const N: usize>(files: &Files, units: [&Unit; N]) -> BTreeMap<PathBuf, ConfigFile> {
     let paths = units.into_iter().flat_map(|unit| unit.drop_ins.iter().chain([&unit.fragment]));
     paths
         .filter(|path| !path.as_os_str().is_empty())

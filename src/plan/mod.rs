@@ -267,6 +267,12 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
             .chain(spec.ssh.settings.iter().map(|setting| setting.keyword.clone()))
             .collect(),
     };
+    let stops = units.release.iter().any(|step| matches!(step.op, Op::Stop(_)));
+    warnings.extend(
+        observed.dependents.iter().filter(|_| stops).map(|name| {
+            format!("{name} stops when sshd's unit does; it is started again in the end")
+        }),
+    );
     let changes = describe::changes(observed, &expect, &files, &units);
     let (trial, steps) = arrange::arrange(observed, &expect, file_steps(observed, &files), &units);
     Ok(Plan {

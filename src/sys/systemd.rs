@@ -419,6 +419,8 @@ fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
 
 fn text_of(error: &zbus::Error) -> String {
     match error {
+        // So says a bus of somebody who has gone, of systemd too while it is executed anew.
+        zbus::Error::MethodError(name, ..) if name.ends_with(".NoReply") => GONE.to_owned(),
         zbus::Error::MethodError(name, text, _) => text.clone().unwrap_or_else(|| name.to_string()),
         // A call without an answer counts as one that nobody heard.
         zbus::Error::InputOutput(_) => GONE.to_owned(),

@@ -30,8 +30,12 @@ pub struct Unit {
     pub drop_ins: Vec<PathBuf>,
     /// Units that starting this one pulls in or is bound to (`Requires=`, `BindsTo=`, `Requisite=`).
     pub requires: Vec<String>,
-    /// Units that pull this one in (`WantedBy`, `RequiredBy`, `BoundBy`).
+    /// Units that pull this one in (`WantedBy`, `RequiredBy`, `BoundBy`, `UpheldBy`).
     pub wanted_by: Vec<String>,
+    /// Units that stop when this one does (`RequiredBy`, `BoundBy`, `ConsistsOf`).
+    pub takes_along: Vec<String>,
+    /// Nobody may start or stop it by hand (`RefuseManualStart=`, `RefuseManualStop=`).
+    pub refuses: bool,
     /// Units that this one starts (`Service=` of a socket).
     pub triggers: Vec<String>,
     /// Conditions and assertions that did not hold at the last start (`ConditionPathExists=!/x`).
@@ -69,7 +73,7 @@ impl Unit {
     }
 
     fn from_properties(name: &str, all: &Properties) -> Self {
-        let named = |properties: [&str; 3]| -> Vec<String> {
+        let named = |properties: &[&str]| -> Vec<String> {
             properties.iter().flat_map(|property| strings(all, property)).collect()
         };
         Self {
@@ -81,8 +85,10 @@ impl Unit {
             result: string(all, "Result"),
             fragment: string(all, "FragmentPath").into(),
             drop_ins: strings(all, "DropInPaths").into_iter().map(PathBuf::from).collect(),
-            requires: named(["Requires", "BindsTo", "Requisite"]),
-            wanted_by: named(["WantedBy", "RequiredBy", "BoundBy"]),
+            requires: named(&["Requires", "BindsTo", "Requisite"]),
+            wanted_by: named(&["WantedBy", "RequiredBy", "BoundBy", "UpheldBy"]),
+            takes_along: named(&["RequiredBy", "BoundBy", "ConsistsOf"]),
+            refuses: boolean(all, "RefuseManualStart") || boolean(all, "RefuseManualStop"),
             triggers: strings(all, "Triggers"),
             unmet: ["Condition", "Assert"].iter().flat_map(|kind| unmet(all, kind)).collect(),
             families: families(all).unwrap_or_default(),

@@ -43,6 +43,7 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
     let mut steps = run.permanent();
     steps.retain(|(index, _)| !done.contains(index));
     steps::execute(run, &steps, deadline).map_err(|error| error.to_string())?;
+    steps::bring_along(run);
     prove(run)
 }
 

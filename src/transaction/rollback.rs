@@ -14,7 +14,7 @@ use super::journal::Record;
 use super::machine::{JOB, Machine, STEADY};
 use super::run::Run;
 use super::steps::forgive;
-use super::{Outcome, bridge, guard, run};
+use super::{Outcome, bridge, guard, run, steps};
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::plan::{Bridge, Op, Role, held};
@@ -32,6 +32,8 @@ const STARTED: Duration = Duration::from_secs(100);
 const RESTART: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 1000 });
 /// How long systemd's own next tries count after a start that has failed.
 const TRIES: Duration = Duration::from_secs(3);
+/// How long an sshd has to last after one that has ended or failed. (A model of a host waits for nothing.)
+const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 2000 });
 
 /// What has to be undone, worked out from the records alone. Pure.
 #[derive(Debug, Default, PartialEq)]
@@ -275,6 +277,17 @@ fn listen_where_nobody_does(run: &mut Run) -> std::result::Result<(), Error> {
     Ok(())
 }
 
+/// What has become of the old owners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Back {
+    /// They have started, hold their listeners, and last.
+    Lasting,
+    /// They run, and something is missing; or nothing is known of them.
+    Partly,
+    /// They have not started, or come and go.
+    Unsteady,
+}
+
 /// The way back as it is gone: on past failures, which are kept.
 struct Way<'r, 'm> {
     run: &'r mut Run<'m>,
@@ -312,7 +325,8 @@ impl Way<'_, '_> {
     fn restore(&mut self, undo: &Undo) {
         let before = self.run.before.clone();
         self.pass(format_args!("rollback.begun"));
-        let units = undo.units && !self.still_runs(&before, undo.ended);
+        // Somebody may have stopped the old owner, which nothing of harden's has touched yet.
+        let units = !self.still_runs(&before, undo.ended) && (undo.units || !self.holds(&before));
         let apart = self.run.bridge(Role::Rescue).is_some();
         if units && apart {
             self.carry(Role::Rescue);
@@ -352,8 +366,9 @@ impl Way<'_, '_> {
                 self.start_units(&before, undo.ended);
             }
             self.pass(format_args!("rollback.started"));
-            if !self.are_back(&before) {
-                self.call_off(&before);
+            let back = self.are_back(&before);
+            if back != Back::Lasting {
+                self.call_off(&before, back);
             }
             if let Err(error) = listen_where_nobody_does(self.run) {
                 tracing::error!(%error, "no rescue listener; the trial stays");
@@ -362,6 +377,7 @@ impl Way<'_, '_> {
             }
         }
         self.drop_bridge(Role::Trial);
+        steps::bring_along(self.run);
         self.pass(format_args!("rollback.done"));
     }
 
@@ -381,6 +397,13 @@ impl Way<'_, '_> {
             && now.socket.active == before.socket.active
             && held(&now) == held(before);
         same_run || (!now.stale && before.differences(&now, ended).is_empty())
+    }
+
+    /// Whether the old listeners are all there.
+    fn holds(&self, before: &Observed) -> bool {
+        let Ok(now) = self.run.machine.observe() else { return true };
+        let now = held(&now);
+        held(before).iter().all(|at| now.contains(at))
     }
 
     fn stop_units(&mut self, before: &Observed) {
@@ -439,31 +462,38 @@ impl Way<'_, '_> {
 
     /// Whether the old owners have started, and hold their listeners; that may take a moment. What listens
     /// while its start does not come to an end, or fails again and again, is no way in that lasts.
-    fn are_back(&mut self, before: &Observed) -> bool {
+    fn are_back(&mut self, before: &Observed) -> Back {
         let wanted = held(before);
         let has_failed = !self.failures.is_empty();
         let begun = Instant::now();
         let (mut steady, mut first, mut last, mut resting) = (begun, None, None, None);
         let mut is_told = false;
+        let mut unsteady = has_failed;
         loop {
-            let Ok(now) = self.run.machine.observe() else { return false };
+            let Ok(now) = self.run.machine.observe() else { return Back::Partly };
             let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
             let mut owners = owners.into_iter().filter(|(was, _)| was.is_active());
             let rests = |unit: &Unit| matches!(unit.active.as_str(), "failed" | "inactive");
             if !owners.clone().any(|(_, is)| rests(is)) {
                 resting = None;
             } else if resting.get_or_insert_with(Instant::now).elapsed() >= RESTART {
-                return false;
+                return if unsteady { Back::Unsteady } else { Back::Partly };
             }
             let listens = held(&now);
             let listens = wanted.iter().all(|at| listens.contains(at));
             let sshd = now.service.main_pid;
             let is_back = listens && owners.all(|(_, is)| is.is_active());
-            if !is_back || last.replace(sshd) != Some(sshd) {
+            let is_same = last.is_none_or(|last| last == sshd);
+            // An sshd that has ended may do so again.
+            unsteady |= !is_same;
+            if !is_back || !is_same {
                 steady = Instant::now();
             }
-            if is_back && steady.elapsed() >= STEADY {
-                return true;
+            if is_back {
+                last = Some(sshd);
+            }
+            if is_back && steady.elapsed() >= if unsteady { AGAIN } else { STEADY } {
+                return Back::Lasting;
             }
             let hangs = listens && now.service.active == "activating";
             if hangs && !is_told && begun.elapsed() > TRIES {
@@ -474,24 +504,29 @@ impl Way<'_, '_> {
                 ));
                 is_told = true;
             }
-            let limit = match has_failed {
+            let limit = match unsteady {
                 // Somewhat later than systemd, which may call it off itself.
                 _ if listens && *first.get_or_insert(sshd) == sshd => STARTED,
                 true => TRIES,
                 false => LISTENERS,
             };
-            if begun.elapsed() > limit {
-                return false;
+            // Who is back in time may show that it lasts.
+            let is_late = !is_back || steady > begun + limit;
+            if begun.elapsed() > limit && is_late {
+                return if unsteady { Back::Unsteady } else { Back::Partly };
             }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Calls off what systemd still tries to start: it would be in the way of the rescue, and take its port.
-    fn call_off(&mut self, before: &Observed) {
+    /// Calls off what systemd still tries to start, or starts again and again: it would be in the way of the
+    /// rescue, and take its port.
+    fn call_off(&mut self, before: &Observed, back: Back) {
+        // Behind a socket sshd comes and goes with the connections.
+        let comes_and_goes = back == Back::Unsteady && !before.socket.is_active();
         for unit in [&before.socket, &before.service].into_iter().filter(|unit| unit.exists()) {
             let now = self.run.machine.unit(&unit.name);
-            if now.is_ok_and(|now| now.is_on_its_way()) {
+            if now.is_ok_and(|now| now.is_on_its_way() || (comes_and_goes && now.is_active())) {
                 let stopped = self.run.machine.job("StopUnit", &unit.name, JOB);
                 self.attempt(stopped);
             }

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::journal::Record;
-use super::machine::Machine;
+use super::machine::{JOB, Machine};
 use super::run::Run;
 use super::{bridge, rollback};
 use crate::observe::Observed;
 use crate::plan::{Op, Role, Step};
 use crate::sys::fault::point;
+use crate::sys::units::Unit;
 use crate::sys::{Image, Result, SysError};
 
 /// Does steps in order, before the deadline.
@@ -26,6 +27,20 @@ pub(super) fn execute(run: &mut Run, steps: &[(usize, Step)], deadline: Instant)
         rest = later;
     }
     Ok(())
+}
+
+/// Starts what systemd has stopped along with a unit of sshd's. That is somebody else's: where it does not start
+/// it is told, and no more.
+pub(super) fn bring_along(run: &mut Run) {
+    for name in run.before.dependents.clone() {
+        let is_back = |unit: Unit| unit.is_active() || unit.is_on_its_way();
+        if run.machine.unit(&name).is_ok_and(is_back) {
+            continue;
+        }
+        if let Err(error) = run.machine.job("StartUnit", &name, JOB) {
+            run.note(&format!("{name} was stopped along with sshd, and does not start: {error}"));
+        }
+    }
 }
 
 /// How many of the steps are one hand-over: whoever lets go of a port, and who takes it. Units and the trial

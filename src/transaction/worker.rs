@@ -41,7 +41,7 @@ pub const GUARD: Duration = SPARE.saturating_mul(2);
 /// # Errors
 /// Where it could not be taken on, or its journal not be closed: it has to be tried again.
 pub fn work(machine: &dyn Machine, id: &str) -> Result<Outcome, Error> {
-    let Some(lock) = Lock::wait(machine.files(), HANDOVER)? else {
+    let Some(lock) = Lock::wait_for(machine.files(), id, HANDOVER)? else {
         return Err(SysError::new(format!("cannot go on with {id}"), "the lock is taken").into());
     };
     work_locked(machine, id, &lock)
@@ -130,7 +130,7 @@ pub fn guard(machine: &RealMachine, id: &str) -> Result<Outcome, Error> {
         }
     }
     loop {
-        if let Some(lock) = Lock::wait(files, patience)? {
+        if let Some(lock) = Lock::wait_for(files, id, patience)? {
             return work_locked(machine, id, &lock);
         }
         tracing::warn!("the worker of transaction {id} does not come to an end; killing it");
@@ -148,7 +148,7 @@ pub fn guard(machine: &RealMachine, id: &str) -> Result<Outcome, Error> {
 /// # Errors
 /// Where the files cannot be made so.
 pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
-    let Some(_lock) = Lock::wait(machine.files(), HANDOVER)? else { return Ok(()) };
+    let Some(_lock) = Lock::wait_for(machine.files(), id, HANDOVER)? else { return Ok(()) };
     if !journal::has_begun(&journal::read(machine.files(), id)?) {
         // Nothing is known; what runs later clears up.
         return Ok(());

@@ -68,6 +68,8 @@ pub fn state(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
         }
         if wanted.enabled != unit.is_enabled() {
             faults.push(format!("{} is {}", unit.name, unit.file));
+        } else if let (Some(false), Some(by)) = (wanted.active, unit.wanted_by.first()) {
+            faults.push(format!("{by} pulls {} in at the next boot", unit.name));
         }
     }
     for option in options::parse(&observed.command_line.running) {

@@ -1,10 +1,12 @@
 //! What stands in the way of a new listener: other programs, other sshds, a deliberate stop.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::concern::listening::Listening;
 use crate::error::Refusal;
-use crate::observe::{Listener, Observed, Owner};
+use crate::observe::{Listener, Observed, Owner, UNIT_FOLDER};
+use crate::plan::{Op, Step};
 use crate::sys::process::Process;
 use crate::sys::units::Unit;
 
@@ -52,6 +54,50 @@ pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// What only systemd itself may start or stop cannot be brought back either.
+pub(super) fn refuse_refusing<'s>(
+    observed: &Observed,
+    steps: impl Iterator<Item = &'s Step>,
+) -> Result<(), Refusal> {
+    let units = [&observed.service, &observed.socket];
+    let mut named = steps.filter_map(|step| match &step.op {
+        Op::Start(name) | Op::Stop(name) | Op::Restart(name) => Some(name),
+        _ => None,
+    });
+    let is_it = |name: &&String| units.iter().any(|unit| unit.name == **name && unit.refuses);
+    match named.find(is_it) {
+        None => Ok(()),
+        Some(name) => Err(Refusal::new(
+            "refuses",
+            format!(
+                "{name} may not be started or stopped by hand (RefuseManualStart=, RefuseManualStop=)"
+            ),
+            format!("see which file says so (systemctl cat {name}), and change that first"),
+        )),
+    }
+}
+
+/// A socket that something else than a link pulls in, which disabling would take away, would be back at the next
+/// boot, with the old port.
+pub(super) fn refuse_wanted(observed: &Observed) -> Result<(), Refusal> {
+    let socket = &observed.socket;
+    let is_link = |by: &&String| {
+        let folders = ["wants", "requires", "upholds"].map(|kind| format!("{by}.{kind}"));
+        let mut links =
+            folders.iter().map(|name| Path::new(UNIT_FOLDER).join(name).join(&socket.name));
+        links.any(|link| observed.links.get(&link).is_some_and(Option::is_some))
+    };
+    let file = observed.pulled_in_by.first().map(|path| path.display().to_string());
+    let Some(by) = file.or_else(|| socket.wanted_by.iter().find(|by| !is_link(by)).cloned()) else {
+        return Ok(());
+    };
+    Err(Refusal::new(
+        "wanted",
+        format!("{by} pulls {} in, which would have its port back at the next boot", socket.name),
+        format!("take {} out there, systemctl daemon-reload, and plan again", socket.name),
+    ))
 }
 
 /// sshd processes that listen outside their unit: orphans of ssh.service are ended, others are

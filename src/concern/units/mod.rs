@@ -60,10 +60,12 @@ pub(crate) fn transition(
     let leftovers = conflicts::leftovers(observed, listening)?;
     conflicts::refuse_taken(observed, listening)?;
     let planner = Planner { observed, listening, files_change: !files.is_empty(), leftovers };
-    match listening.mode {
+    let transition = match listening.mode {
         Mode::Service => planner.toward_service(),
         Mode::Socket => planner.toward_socket(),
-    }
+    }?;
+    conflicts::refuse_refusing(observed, transition.steps())?;
+    Ok(transition)
 }
 
 struct Planner<'a> {
@@ -79,6 +81,9 @@ impl Planner<'_> {
         let (service, socket) = (&self.observed.service, &self.observed.socket);
         let files = self.service_files()?;
         let release = self.socket_holds_on();
+        if release {
+            conflicts::refuse_wanted(self.observed)?;
+        }
         let unlink = release && (socket.is_enabled() || self.pulled_in_by_link());
         let enable = !service.is_enabled();
         let reload = !files.is_empty() || unlink || enable || service.is_masked();
