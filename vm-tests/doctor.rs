@@ -285,6 +285,38 @@ fn a_socket_whose_sshd_runs() {
 }
 
 /// Ubuntu's ssh.service does not start without its socket.
+/// A socket that listens is of no use where nothing can start the service behind it.
+#[test]
+fn the_service_behind_a_socket_cannot_start() {
+    for suite in [Suite::Bookworm, Suite::UbuntuLike] {
+        let machine = socket_system(suite);
+        machine.sh("systemctl stop ssh.service; systemctl restart ssh.socket");
+        is_healthy(&machine);
+        machine.sh("systemctl mask ssh.service");
+        is_named(&machine, "masked");
+        machine.sh("touch /etc/ssh/sshd_not_to_be_run");
+        is_named(&machine, "condition");
+        let drop_in = "/etc/systemd/system/ssh.service.d/x.conf";
+        machine
+            .root()
+            .write(drop_in, "[Service]\nExecStart=\nExecStart=/usr/sbin/sshd -D -o Foo=bar\n");
+        machine.sh(
+            "systemctl daemon-reload; systemctl stop ssh.service; systemctl restart ssh.socket",
+        );
+        is_named(&machine, "command-line");
+        machine.root().remove(drop_in);
+        machine.sh("systemctl daemon-reload");
+        is_healthy(&machine);
+    }
+    // One that runs would not start again.
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.sh("touch /etc/ssh/sshd_not_to_be_run");
+    is_named(&machine, "condition");
+    machine.sh("systemctl mask ssh.service");
+    let (causes, report) = diagnosis(&machine);
+    assert_eq!(causes, ["not-enabled"], "{report:#}");
+}
+
 #[test]
 fn the_socket_is_masked() {
     let machine = Machine::boot(Suite::UbuntuLike, |root| root.socket_owns_port(Suite::UbuntuLike));

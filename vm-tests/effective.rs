@@ -289,6 +289,39 @@ fn what_is_seldom_written_is_read_too() {
     );
 }
 
+/// Quotes inside quotes, a second file, and a program that starts sshd with words of its own.
+#[test]
+fn a_command_line_that_hides_a_setting_is_seen() {
+    let machine = Machine::boot(Suite::Bookworm, |root| {
+        root.write("/etc/default/other", "MORE='-o \"PasswordAuthentication yes\"'\n");
+        root.write(
+            "/usr/local/sbin/wrap",
+            "#!/bin/sh\nexec /usr/sbin/sshd -D -o 'PasswordAuthentication yes'\n",
+        );
+        root.make_program("/usr/local/sbin/wrap");
+    });
+    machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no}}\n");
+    let drop_in = "/etc/systemd/system/ssh.service.d/x.conf";
+    let start = |line: &str| format!("[Service]\nExecStart=\nExecStart={line}\n");
+    let second = format!(
+        "{}EnvironmentFile=/etc/default/other\n",
+        start("/usr/sbin/sshd -D $SSHD_OPTS $MORE")
+    );
+    for (options, unit) in [
+        ("SSHD_OPTS=\"-o \\\"PasswordAuthentication yes\\\"\"\n", "[Service]\n".to_owned()),
+        ("SSHD_OPTS=\n", second),
+        ("SSHD_OPTS=\n", start("/usr/local/sbin/wrap")),
+    ] {
+        machine.root().write("/etc/default/ssh", options);
+        machine.root().write(drop_in, &unit);
+        machine.sh("systemctl daemon-reload; systemctl restart ssh.service");
+        let refused = unchanged(&machine, || machine.apply());
+        assert!(refused.code == 1 || refused.code == 4, "{refused:?}");
+        assert!(said(&refused).contains("PasswordAuthentication yes"), "{refused:?}");
+        machine.exec("harden verify spec.yaml").code(3);
+    }
+}
+
 /// A block of the spec that an earlier one leaves nothing of.
 #[test]
 fn a_block_that_cannot_count_is_refused() {

@@ -266,7 +266,7 @@ fn a_key_that_is_not_taken_is_none() {
     with("no-pty,expiry-time=\"20200101\"");
     is_refused(&machine, &["root's key in /root/.ssh/authorized_keys has expired"]);
     with("from=\"\"");
-    is_refused(&machine, &["nobody has a key here"]);
+    is_refused(&machine, &["nobody who can become root has a key here"]);
     // Of somebody who is logged in it is known.
     with("from=\"10.77.0.0/24\"");
     let mut command = std::process::Command::new("ip");
@@ -370,6 +370,34 @@ fn accounts_folders_and_sessions_count() {
         spec(&machine, settings, admins);
         is_refused(&machine, &["deploy could not log in any more", why]);
     }
+    for (settings, why) in [
+        ("{MaxAuthTries: 0}", "MaxAuthTries 0 lets nobody in"),
+        ("{PerSourceMaxStartups: 0}", "PerSourceMaxStartups 0 lets nobody in"),
+        ("{AuthenticationMethods: \"publickey,publickey\"}", "asks for 2 keys, and deploy has 1"),
+        ("{DenyUsers: \"deploy@*\"}", "DenyUsers deploy@*"),
+        ("{AuthenticationMethods: none, PermitEmptyPasswords: yes}", "takes empty passwords alone"),
+        (
+            "{AuthorizedKeysFile: none, TrustedUserCAKeys: /nonexistent/x}",
+            "AuthorizedKeysFile is none",
+        ),
+    ] {
+        spec(&machine, settings, admins);
+        is_refused(&machine, &["deploy could not log in any more", why]);
+    }
+    // Names may have blanks.
+    machine.sh("sed -i '$adomain users:x:1500:deploy,root' /etc/group");
+    spec(&machine, "{AllowGroups: [\"domain users\"]}", admins);
+    machine.exec("harden apply -y --confirm probe spec.yaml").code(0);
+    machine.exec("harden verify spec.yaml").code(0);
+    machine.sh("gpasswd -d deploy 'domain users'");
+    assert!(
+        machine
+            .exec("harden verify spec.yaml")
+            .code(3)
+            .stdout
+            .contains("-aG 'domain users' deploy")
+    );
+    machine.exec("harden rollback -y --confirm probe").code(0);
     for keyword in ["Ciphers", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"] {
         spec(&machine, &format!("{{{keyword}: \"-*\"}}"), admins);
         let refused = unchanged(&machine, || machine.apply().code(1));
@@ -399,6 +427,35 @@ fn accounts_folders_and_sessions_count() {
     machine.exec("harden plan spec.yaml").code(0);
     machine.sh("gpasswd -a nobody deploy");
     is_refused(&machine, &["StrictModes: others can write"]);
+}
+
+/// Who is logged in from two places has to get in from both; who may become root is asked of sudo alone.
+#[test]
+fn from_wherever_one_is_logged_in() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    let mut first = machine.session(22);
+    let mut command = std::process::Command::new("ip");
+    command.args(machine.ssh_args("fd77::2", 22, "root")).arg("sleep 60");
+    let mut second = command.stdin(std::process::Stdio::null()).spawn().unwrap();
+    machine.wait_for("sessions", "[ $(pgrep -fc '[s]shd.*: root@') = 2 ]");
+    for place in ["fd77::1", "10.77.0.1"] {
+        spec(&machine, &format!("{{AllowUsers: \"root@{place}\"}}"), "");
+        is_refused(&machine, &["root could not log in any more"]);
+    }
+    spec(&machine, "{AllowUsers: [\"root@fd77::1\", \"root@10.77.0.1\"]}", "");
+    machine.exec("harden plan spec.yaml").code(0);
+    assert!(first.lives());
+    second.kill().unwrap();
+    second.wait().unwrap();
+    machine.sh("gpasswd -d deploy sudo; rm -f /etc/sudoers.d/*");
+    spec(&machine, "{PermitRootLogin: no}", "");
+    is_refused(&machine, &["nobody else who gets in can become root"]);
+    for rule in
+        ["deploy ALL=(ALL) NOPASSWD: ALL", "Defaults:deploy !authenticate\ndeploy ALL=(ALL) ALL"]
+    {
+        machine.sh(&format!("printf '{rule}\n' > /etc/sudoers.d/t"));
+        machine.exec("harden plan spec.yaml").code(0);
+    }
 }
 
 /// For a key that only hardware has another one stands in: a session is opened all the same.

@@ -232,3 +232,18 @@ fn the_key_is_of_the_owners_type() {
     assert!(unwrapped(&back).contains("does not take root's ssh-rsa key"), "{back:?}");
     assert_no_trace(&machine);
 }
+
+/// Where keys come from may stand on sshd's command line, as on the machines of a cloud provider.
+#[test]
+fn keys_of_the_command_line_are_no_obstacle() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write(
+            "/usr/lib/systemd/system/ssh.service.d/keys.conf",
+            "[Service]\nExecStart=\nExecStart=/usr/sbin/sshd -D -o \"AuthorizedKeysCommand /bin/true %%u\" \
+             -o \"AuthorizedKeysCommandUser nobody\" $SSHD_OPTS\n",
+        );
+    });
+    let applied = apply(&machine, "{PasswordAuthentication: no}").code(0);
+    assert!(unwrapped(&applied).contains("can log in with a key"), "{applied:?}");
+    assert_state(&machine, &Want::service(2222));
+}

@@ -64,6 +64,9 @@ pub fn diagnose(case: &Case) -> Vec<Finding> {
     // What follows from those is none of its own.
     let units = [&case.observed.service, &case.observed.socket];
     let runs = units.into_iter().any(Unit::is_active);
+    if findings.is_empty() {
+        findings.extend(causes::blocked(&sight));
+    }
     if findings.is_empty() && !(runs && sight.agrees()) {
         findings.extend(causes::listeners(&sight));
     }

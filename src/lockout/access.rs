@@ -47,6 +47,14 @@ fn connection(effective: &Effective, keys: &Keys) -> Option<Obstacle> {
         let fix = "remove it, or narrow the Match block that it stands in";
         return because("RefuseConnection yes", fix);
     }
+    for keyword in ["MaxAuthTries", "PerSourceMaxStartups"] {
+        if is(effective, keyword, "0") {
+            return because(
+                format!("{keyword} 0 lets nobody in"),
+                format!("set {keyword} to more"),
+            );
+        }
+    }
     let accepted = value(effective, "hostkeyalgorithms");
     let kinds = keys.of_host(effective)?;
     let serves =
@@ -117,7 +125,8 @@ fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
     let groups = admin.user.groups();
     let in_group =
         |pattern: &&String| groups.iter().any(|group| fits(group.as_bytes(), pattern.as_bytes()));
-    let list = |keyword: &str| words(effective, keyword);
+    // One name a line, without quotes.
+    let list = |keyword: &str| effective.get(keyword).to_vec();
     let denies = |pattern: &&String| takes_user(admin, pattern) == Some(true);
     if let Some(pattern) = list("denyusers").iter().find(denies) {
         return because(format!("DenyUsers {pattern}"), format!("take {name} off DenyUsers"));
@@ -142,7 +151,7 @@ fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
         return because(
             format!("in no group of AllowGroups ({})", allowed.join(" ")),
             match group {
-                Some(group) => format!("usermod -aG {group} {name}"),
+                Some(group) => format!("usermod -aG {} {name}", shown(group)),
                 None => format!("create the group, with {name} in it, or correct AllowGroups"),
             },
         );
@@ -160,7 +169,15 @@ fn takes_user(admin: &Admin, pattern: &str) -> Option<bool> {
     if !fits(name, user.as_bytes()) {
         return Some(false);
     }
+    if host == "*" {
+        return Some(true);
+    }
     Some(comes_from(admin.from?, host))
+}
+
+/// A name as a shell reads it.
+fn shown(name: &str) -> String {
+    if name.contains(' ') { format!("'{name}'") } else { name.to_owned() }
 }
 
 fn root(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
@@ -188,8 +205,12 @@ fn credentials(admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obst
     let lists = if lists.is_empty() || lists == ["any"] { one_by_one } else { lists };
     let mut found = None;
     for list in &lists {
-        let mut parts = list.split(',').map(|part| part.split(':').next().unwrap_or(part));
-        match parts.find_map(|method| lacks(method, admin, effective, keys)) {
+        let parts: Vec<&str> =
+            list.split(',').map(|part| part.split(':').next().unwrap_or(part)).collect();
+        let times = parts.iter().filter(|part| **part == "publickey").count();
+        let too_few = || few_keys(times, admin, effective, keys);
+        let lacking = parts.iter().find_map(|method| lacks(method, admin, effective, keys));
+        match lacking.or_else(too_few) {
             None => return None,
             Some(obstacle) => {
                 found.get_or_insert(obstacle);
@@ -197,6 +218,26 @@ fn credentials(admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obst
         }
     }
     found
+}
+
+/// A method that is asked for several times takes another key each time.
+fn few_keys(times: usize, admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obstacle> {
+    if times < 2 || has_unseen_keys(effective, keys) {
+        return None;
+    }
+    let name = &admin.user.name;
+    let has = keys.accepted(admin, effective).len();
+    let why = format!("AuthenticationMethods asks for {times} keys, and {name} has {has}");
+    let fix = format!("give {name} another key first, or leave AuthenticationMethods alone");
+    if has < times { because(why, fix) } else { None }
+}
+
+/// Whether there may be keys that cannot be seen from here.
+fn has_unseen_keys(effective: &Effective, keys: &Keys) -> bool {
+    ["authorizedkeyscommand", "trustedusercakeys"].iter().any(|keyword| {
+        let path = value(effective, keyword).split(' ').next().unwrap_or_default();
+        path.starts_with('/') && keys.files.exists(Path::new(path))
+    })
 }
 
 /// Whether a user has a key that is taken, or may have one that cannot be seen from here.
@@ -207,16 +248,12 @@ pub(super) fn has_key(admin: &Admin, effective: &Effective, keys: &Keys) -> bool
 /// Why a user cannot use a method.
 fn lacks(method: &str, admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obstacle> {
     let name = &admin.user.name;
-    let is_set = |keyword: &str| {
-        !matches!(value(effective, keyword).to_ascii_lowercase().as_str(), "" | "none")
-    };
     match method {
         "publickey" if !is(effective, "pubkeyauthentication", "yes") => because(
             format!("PubkeyAuthentication no rules out keys, and {name} has no other way in"),
             "leave PubkeyAuthentication on",
         ),
-        // Keys that cannot be seen from here.
-        "publickey" if is_set("authorizedkeyscommand") || is_set("trustedusercakeys") => None,
+        "publickey" if has_unseen_keys(effective, keys) => None,
         "publickey" => {
             let (why, fix) = keys.obstacle(admin, effective)?;
             because(why, fix)
@@ -238,6 +275,10 @@ fn lacks(method: &str, admin: &Admin, effective: &Effective, keys: &Keys) -> Opt
             let fix = format!("passwd {name}, or leave AuthenticationMethods alone");
             if taken { None } else { because(why, fix) }
         }
+        "none" => because(
+            "AuthenticationMethods none takes empty passwords alone",
+            "leave AuthenticationMethods alone",
+        ),
         _ => None,
     }
 }

@@ -67,11 +67,26 @@ impl Keys<'_> {
         let read = |file: PathBuf| Some((self.files.read(&file).ok()??, file));
         let texts: Vec<_> = places(user, effective).into_iter().filter_map(read).collect();
         let keys = authorized_keys::free_keys(texts.iter().map(|(text, _)| text.as_slice()));
-        let of = |(lines, (_, file)): (Vec<FreeKey>, &(Vec<u8>, PathBuf))| {
-            let keys = lines.into_iter().filter_map(|line| self.key(line, file));
-            keys.collect::<Vec<_>>()
-        };
+        let of = |(lines, (_, file)): (Vec<FreeKey>, &(Vec<u8>, PathBuf))| self.keys(&lines, file);
         keys.into_iter().zip(&texts).flat_map(of).collect()
+    }
+
+    /// The keys of a file as ssh-keygen(1) reads them, without those that it does not.
+    fn keys(&self, lines: &[FreeKey], file: &Path) -> Vec<Key> {
+        if lines.is_empty() {
+            return Vec::new();
+        }
+        // It tells of each key its comment.
+        let numbered = lines.iter().enumerate().map(|(at, line)| format!("{} {at}\n", line.line));
+        let told = self.keygen(&numbered.collect::<String>(), &["-l", "-E", "sha256", "-f"]);
+        let told = told.unwrap_or_default();
+        let keys = told.lines().filter_map(|told| {
+            let mut words = told.split(' ');
+            let (bits, fingerprint) = (words.next()?.parse().ok()?, words.next()?.to_owned());
+            let line = lines.get(words.next()?.parse::<usize>().ok()?)?.clone();
+            Some(Key { line, bits, fingerprint, file: file.to_owned() })
+        });
+        keys.collect()
     }
 
     /// The kinds of the host's own keys; `None` where one cannot be seen.
@@ -90,18 +105,10 @@ impl Keys<'_> {
         keys.map(kind).collect::<Option<Vec<_>>>().filter(|kinds| plain && !kinds.is_empty())
     }
 
-    /// A key as ssh-keygen(1) reads it; `None` where it does not.
-    fn key(&self, line: FreeKey, file: &Path) -> Option<Key> {
-        let told = self.keygen(&line, &["-l", "-E", "sha256", "-f"])?;
-        let mut words = told.split(' ');
-        let (bits, fingerprint) = (words.next()?.parse().ok()?, words.next()?.to_owned());
-        Some(Key { line, bits, fingerprint, file: file.to_owned() })
-    }
-
-    /// What ssh-keygen(1) says of a key, a file with which follows the arguments.
-    fn keygen(&self, line: &FreeKey, args: &[&str]) -> Option<String> {
+    /// What ssh-keygen(1) says of public keys, a file with which follows the arguments.
+    fn keygen(&self, keys: &str, args: &[&str]) -> Option<String> {
         let copy = self.folder.join("key.pub");
-        self.files.scratch(&copy, format!("{}\n", line.line).as_bytes()).ok()?;
+        self.files.scratch(&copy, keys.as_bytes()).ok()?;
         let keygen = Command::new(Path::new("/usr/bin/ssh-keygen")).args(args.iter().copied());
         Some(keygen.arg(copy.display().to_string()).run().ok()?.stdout)
     }
@@ -171,7 +178,7 @@ impl Keys<'_> {
             let why = format!("RevokedKeys {list} cannot be read, so sshd takes no key at all");
             return Some((why, format!("create {list}, or set RevokedKeys none")));
         };
-        let told = self.keygen(&key.line, &["-Q", "-f", list])?;
+        let told = self.keygen(&format!("{}\n", key.line.line), &["-Q", "-f", list])?;
         let listed = String::from_utf8_lossy(&text).contains(&key.line.line);
         (listed || told.contains("REVOKED")).then(|| {
             let print = &key.fingerprint;

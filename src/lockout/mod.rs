@@ -10,7 +10,7 @@ mod keys;
 mod pam;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
@@ -212,20 +212,23 @@ impl<'g> Guards<'g> {
                 Some(_) => {}
             }
         }
+        // Who gets in from elsewhere does not take their own place.
+        let is_other = |other: &Admin| other.user.uid != 0;
         let is_replaced = |admin: &Admin| {
-            let others = users::administrators().into_iter().filter(|user| user.uid != 0);
+            let others = users::administrators().into_iter().chain(users::people());
+            let others = others.filter(|user| user.uid != 0);
             // They come from where root does.
             let others = others.map(|user| Admin { user, from: admin.from, listed: false });
             admin.user.uid == 0
                 && !admin.listed
-                && (enters.iter().any(|other| users::becomes_root(&other.user))
+                && (enters.iter().any(|other| is_other(other) && users::becomes_root(&other.user))
                     || others.into_iter().any(|other| {
                         users::becomes_root(&other.user) && gets_in(&other, &then, &keys)
                     }))
         };
         for (admin, Obstacle { why, fix }) in lost {
+            let message = format!("{} could not log in any more: {why}", admin.user.name);
             if !is_replaced(admin) {
-                let message = format!("{} could not log in any more: {why}", admin.user.name);
                 risks.push(Risk { message, fix });
             }
         }
@@ -245,6 +248,9 @@ impl<'g> Guards<'g> {
         if is_about_passwords(before, plan) {
             risks.extend(passwords(&admins, &now, &then, &keys));
         }
+        // Who is logged in from several places is told once.
+        let mut seen = BTreeSet::new();
+        risks.retain(|risk| seen.insert(risk.message.clone()));
         risks
     }
 }
@@ -286,9 +292,15 @@ fn unknown(listed: &[String]) -> impl Iterator<Item = Risk> {
 fn admins(listed: &[String]) -> Vec<Admin> {
     let sessions = users::logged_in();
     if !listed.is_empty() {
-        let from = |name: &str| sessions.iter().find(|(user, _)| user.name == name)?.1;
-        let users = listed.iter().filter_map(|name| users::named(name));
-        return users.map(|user| Admin { from: from(&user.name), user, listed: true }).collect();
+        let of = |name: &String| {
+            let user = users::named(name)?;
+            let from =
+                sessions.iter().filter(|(user, _)| user.name == *name).map(|(_, from)| *from);
+            let from: Vec<_> = from.collect();
+            let from = if from.is_empty() { vec![None] } else { from };
+            Some(from.into_iter().map(move |from| Admin { user: user.clone(), from, listed: true }))
+        };
+        return listed.iter().filter_map(of).flatten().collect();
     }
     let mut admins: Vec<Admin> =
         sessions.into_iter().map(|(user, from)| Admin { user, from, listed: false }).collect();
@@ -365,16 +377,20 @@ fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<R
     if !everybody.iter().any(loses) {
         return None;
     }
+    // A key of somebody who cannot become root is none for the host's sake.
     let by_key = |admin: &Admin| {
-        then.of(admin).is_some_and(|effective| {
-            access::has_key(admin, &effective, keys) && obstacle(admin, &effective, keys).is_none()
-        })
+        users::becomes_root(&admin.user)
+            && then.of(admin).is_some_and(|effective| {
+                access::has_key(admin, &effective, keys)
+                    && obstacle(admin, &effective, keys).is_none()
+            })
     };
     if everybody.iter().any(by_key) {
         return None;
     }
     Some(Risk {
-        message: "passwords would not be taken any more, and nobody has a key here that would be"
+        message: "passwords would not be taken any more, and nobody who can become root has a key \
+                  here that would be"
             .to_owned(),
         fix: "put a key on the host first: ssh-copy-id USER@HOST".to_owned(),
     })

@@ -257,7 +257,7 @@ fn running_words(main_pid: u32) -> Vec<String> {
     let title = process.args.join(" ");
     let title = title.strip_prefix("sshd: ").unwrap_or(&title);
     let words = title.split(" [listener]").next().unwrap_or(title);
-    words.split_whitespace().skip(1).map(str::to_owned).collect()
+    options::shown(words).into_iter().skip(1).collect()
 }
 
 /// Whether a file that sshd reads changed after sshd started.

@@ -225,6 +225,16 @@ impl Source {
         let mut words = Vec::new();
         for (name, value) in &block.criteria.value.0 {
             let values = self.scalars(value)?;
+            if let Some((_, span)) = values.iter().find(|(text, _)| text.contains(char::is_control))
+            {
+                let label = "expected text that fits on one line of sshd_config";
+                return Err(self.error(*span, "the value holds a control character", label, None));
+            }
+            let is_it = |other: &str| other.eq_ignore_ascii_case(&name.value);
+            if words.iter().any(|word: &String| word.split(' ').next().is_some_and(is_it)) {
+                let message = format!("`{}` is asked for twice", name.value);
+                return Err(self.at(name, &message, "expected each criterion once"));
+            }
             let list = values.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>().join(",");
             let criterion = format!("{} {}", name.value, quote_arg(&list));
             let line = parse_line(&format!("Match {criterion}"));
@@ -424,6 +434,9 @@ fn explain(text: &str) -> (String, String) {
     }
     if text.starts_with("expected mapping start") {
         return ("not a mapping".into(), "expected `key: value` lines".into());
+    }
+    if text.starts_with("expected sequence start") {
+        return ("not a list".into(), "expected a list: `- ...` lines, or [...]".into());
     }
     if text.starts_with("invalid u64") {
         return ("not a number".into(), "expected a whole number".into());

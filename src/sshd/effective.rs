@@ -65,16 +65,17 @@ impl Effective {
     /// False where the two are merely written differently ("2m", "120"): then sshd itself has
     /// to be asked how it reads them.
     pub fn has(&self, keyword: &str, lines: &[String]) -> bool {
-        let printed = self.get(keyword);
         let words = |text: &String| -> Vec<String> {
             split_args(text).iter().map(|word| normal(keyword, word)).collect()
         };
-        let printed: Vec<Vec<String>> = printed.iter().map(words).collect();
+        let printed: Vec<Vec<String>> = self.get(keyword).iter().map(words).collect();
         let wanted: Vec<Vec<String>> = lines.iter().map(words).collect();
         match repeats(keyword) {
             Repeats::FirstWins => printed == wanted,
             Repeats::Accumulates => {
-                // AllowUsers a b: printed as one line for each; the order has no meaning.
+                // AllowUsers a b: printed as one line for each, without quotes; the order has no meaning.
+                let printed =
+                    vec![self.get(keyword).iter().map(|word| normal(keyword, word)).collect()];
                 let flat = |lines: Vec<Vec<String>>| {
                     let mut words: Vec<String> = lines.into_iter().flatten().collect();
                     words.sort();

@@ -118,14 +118,57 @@ pub fn variable(text: &str, name: &str) -> Option<Variable> {
             continue;
         }
         let value = value.trim();
-        let unquoted = ['"', '\'']
+        let inner = ['"', '\'']
             .iter()
             .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote))
             .unwrap_or(value);
-        let plain = !several && !unquoted.contains(['"', '\'', '\\']);
-        found = Some(Variable { line: index, value: unquoted.to_owned(), plain });
+        let plain = !several && !inner.contains(['"', '\'', '\\']);
+        found = Some(Variable { line: index, value: unquoted(value), plain });
     }
     found
+}
+
+/// A value without its quotes and escapes (systemd.exec(5), EnvironmentFile=).
+fn unquoted(value: &str) -> String {
+    let mut text = String::new();
+    let mut quote = None;
+    let mut chars = value.chars().peekable();
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), _) if c == open => quote = None,
+            (None, '\\') => text.extend(chars.next()),
+            // Between double quotes a backslash takes the meaning of these alone.
+            (Some('"'), '\\') => match chars.next_if(|next| "\"\\`$".contains(*next)) {
+                Some(next) => text.push(next),
+                None => text.push(c),
+            },
+            _ => text.push(c),
+        }
+    }
+    text
+}
+
+/// The words of a command line of which only the text is known, as its process shows it: what belongs to `-o`
+/// may have had blanks (`-o KEYWORD VALUE`).
+pub fn shown(text: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut open = false;
+    for word in text.split_whitespace() {
+        match words.last_mut() {
+            Some(last) if open && !word.starts_with('-') => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => {
+                // The value of `-o` is the next word, or the rest of this one.
+                let is_value = words.last().is_some_and(|last| last == "-o");
+                open = is_value || (word.starts_with("-o") && word.len() > 2);
+                words.push(word.to_owned());
+            }
+        }
+    }
+    words
 }
 
 #[cfg(test)]
@@ -134,6 +177,15 @@ mod tests {
 
     fn words(text: &str) -> Vec<String> {
         text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_process_shows_its_words_without_quotes() {
+        let shown = |text: &str| super::shown(text);
+        assert_eq!(shown("-D -o Port 22 -e"), ["-D", "-o", "Port 22", "-e"]);
+        assert_eq!(shown("-oPort=22 -D"), ["-oPort=22", "-D"]);
+        let set = parse(&shown("-D -o PasswordAuthentication yes"));
+        assert!(set.iter().any(|option| option.sets_any(&["passwordauthentication".to_owned()])));
     }
 
     #[test]
@@ -160,6 +212,11 @@ mod tests {
         assert_eq!(variable(text, "OPTIONS"), None);
         let quoted = variable("SSHD_OPTS='-o \"Port 22\"'\n", "SSHD_OPTS").unwrap();
         assert_eq!((quoted.words(), quoted.plain), (vec!["-o".into(), "Port 22".into()], false));
+        let escaped = "SSHD_OPTS=\"-o \\\"PasswordAuthentication yes\\\" -e\"\n";
+        let escaped = variable(escaped, "SSHD_OPTS").unwrap();
+        assert!(!escaped.plain);
+        assert_eq!(escaped.words(), ["-o", "PasswordAuthentication yes", "-e"]);
+        assert_eq!(variable("A=-oX\\=y'\"'\n", "A").unwrap().value, "-oX=y\"");
         let joined = variable("SSHD_OPTS=\"-u0 \\\n-p 22\"\n", "SSHD_OPTS").unwrap();
         assert_eq!((joined.words(), joined.plain), (words("-u0 -p 22"), false));
     }

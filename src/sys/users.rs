@@ -1,6 +1,6 @@
 //! Users, as the name service has them (getpwnam(3), getgrnam(3)), and their sessions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs;
 use std::net::IpAddr;
@@ -181,12 +181,14 @@ fn rule_of(listed: &str) -> Option<Rule> {
     let others = ["targetpw", "rootpw", "runaspw"];
     let is_others = |word: &str| others.contains(&word.trim_matches([',', ' ']));
     let own = !listed.split_whitespace().any(is_others);
+    let unasked = listed.split_whitespace().any(|word| word.trim_matches(',') == "!authenticate");
     let rule = |line: &str| {
         let (run_as, commands) = line.trim().strip_prefix('(')?.split_once(')')?;
         let user = run_as.split(':').next().unwrap_or(run_as);
         let as_root = user.split(',').any(|name| matches!(name.trim(), "ALL" | "root"));
         let everything = commands.ends_with("ALL") && !commands.contains('!');
-        (as_root && everything).then(|| Rule { free: commands.contains("NOPASSWD:"), own })
+        let free = unasked || commands.contains("NOPASSWD:");
+        (as_root && everything).then_some(Rule { free, own })
     };
     listed.lines().rev().find_map(rule)
 }
@@ -214,7 +216,7 @@ pub fn people() -> Vec<User> {
     names.filter_map(named).collect()
 }
 
-/// Who is logged in over SSH now, each once, and from where if that shows.
+/// Who is logged in over SSH now, and from where if that shows: each once from each place.
 pub fn logged_in() -> Vec<(User, Option<IpAddr>)> {
     let processes: Vec<Process> = fs::read_dir("/proc")
         .into_iter()
@@ -222,15 +224,20 @@ pub fn logged_in() -> Vec<(User, Option<IpAddr>)> {
         .flatten()
         .filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
         .collect();
-    let mut found: BTreeMap<String, Option<IpAddr>> = BTreeMap::new();
+    let mut found: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
     for sshd in processes.iter().filter(|process| process.program.starts_with("sshd")) {
         let Some(name) = session_of(&sshd.args.join(" ")) else { continue };
         let children = processes.iter().filter(|process| process.parent == sshd.pid);
         let from = children.filter_map(Session::of).map(|session| session.client.ip()).next();
-        let known = found.entry(name).or_default();
-        *known = known.or(from);
+        found.entry(name).or_default().extend(from);
     }
-    found.into_iter().filter_map(|(name, from)| Some((named(&name)?, from))).collect()
+    let places = |(name, from): (String, BTreeSet<IpAddr>)| {
+        let user = named(&name)?;
+        let from = from.into_iter().map(Some);
+        let from: Vec<_> = if from.len() == 0 { vec![None] } else { from.collect() };
+        Some(from.into_iter().map(move |from| (user.clone(), from)))
+    };
+    found.into_iter().filter_map(places).flatten().collect()
 }
 
 /// The user of a session, from the title that sshd gives the process that carries it: `sshd: ada@pts/0`,
@@ -252,6 +259,7 @@ mod tests {
         assert_eq!(rule_of("    (ALL : ALL) ALL\n"), rule(false, true));
         assert_eq!(rule_of("    (ALL) NOPASSWD: ALL\n    (ALL : ALL) ALL\n"), rule(false, true));
         assert_eq!(rule_of("    (ALL : ALL) ALL\n    (root) NOPASSWD: ALL\n"), rule(true, true));
+        assert_eq!(rule_of("    env_reset, !authenticate\n\n    (ALL) ALL\n"), rule(true, true));
         assert_eq!(rule_of("    env_reset, targetpw\n\n    (ALL) ALL\n"), rule(false, false));
         for none in ["(www-data) NOPASSWD: ALL", "(root) /bin/bash", "(ALL) ALL, !/bin/sh", ""] {
             assert_eq!(rule_of(none), None, "{none}");

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 pub(super) use configuration::{configuration, other_file, shadowed};
 pub(super) use listeners::{listeners, orphans};
-pub(super) use units::not_enabled;
+pub(super) use units::{blocked, not_enabled};
 
 use super::{Finding, Fix, Sight};
 use crate::sshd::reading::Place;

@@ -93,10 +93,8 @@ fn own_addresses(case: &Case) -> Option<&PathBuf> {
     drop_ins.filter(|path| !path.starts_with("/run/systemd/generator")).find(gives)
 }
 
-/// Neither unit runs.
-pub(super) fn not_running(sight: &Sight) -> Finding {
-    let observed = &sight.case.observed;
-    let (service, socket) = (&observed.service, &observed.socket);
+/// How the two units are.
+fn states(sight: &Sight) -> Vec<String> {
     let state = |unit: &Unit| {
         format!(
             "{} is {} ({}), {}",
@@ -106,18 +104,29 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
             if unit.is_masked() { "masked" } else { &unit.file }
         )
     };
-    let evidence = vec![state(service), state(socket)];
+    let observed = &sight.case.observed;
+    [&observed.service, &observed.socket].into_iter().map(state).collect()
+}
+
+/// Why ssh.service could not start where it does not run: a socket that listens for it is of no use then.
+pub(in crate::doctor) fn blocked(sight: &Sight) -> Option<Finding> {
+    let observed = &sight.case.observed;
+    let (service, socket) = (&observed.service, &observed.socket);
+    if service.is_active() || !service.exists() {
+        return None;
+    }
+    let evidence = states(sight);
     let name = &service.name;
     if let Some(found) = masked(service, socket, &evidence) {
-        return found;
+        return Some(found);
     }
     if let Some(found) = condition(sight, &evidence) {
-        return found;
+        return Some(found);
     }
     if let (Verdict::Valid(_), Verdict::Invalid(said)) = (&sight.case.files, &observed.effective) {
         let words = observed.command_line.all().join(" ");
         let said = said.lines().next().unwrap_or(said);
-        return finding(
+        return Some(finding(
             "command-line",
             format!("sshd refuses its command line, and {name} does not start"),
             [evidence, vec![format!("sshd -t {words}: {said}")]].concat(),
@@ -125,8 +134,17 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
                 "correct the option where `systemctl cat {name}` shows it; then systemctl reset-failed \
                  {name}; systemctl restart {name}"
             )),
-        );
+        ));
     }
+    None
+}
+
+/// Neither unit runs.
+pub(super) fn not_running(sight: &Sight) -> Finding {
+    let observed = &sight.case.observed;
+    let (service, socket) = (&observed.service, &observed.socket);
+    let evidence = states(sight);
+    let name = &service.name;
     // One that fails again and again is `activating` in between.
     if service.active == "failed" || service.active == "activating" {
         return finding(
@@ -151,9 +169,12 @@ pub(in crate::doctor) fn not_enabled(sight: &Sight) -> Option<Finding> {
         // `static`, `generated` and what other units pull in: somebody has arranged for it otherwise.
         let is_left_out =
             matches!(unit.file.as_str(), "disabled" | "masked" | "masked-runtime" | "");
-        !is_left_out || !unit.wanted_by.is_empty()
+        !unit.is_masked() && (!is_left_out || !unit.wanted_by.is_empty())
     };
     let runs = units.into_iter().find(|unit| unit.is_active())?;
+    if sight.case.observed.not_to_be_run {
+        return condition(sight, &states(sight));
+    }
     if units.iter().any(starts) {
         return None;
     }
@@ -182,12 +203,13 @@ fn masked(service: &Unit, socket: &Unit, evidence: &[String]) -> Option<Finding>
     } else {
         return None;
     };
-    Some(finding(
-        "masked",
-        format!("{unit} is masked: {so}"),
-        evidence.to_vec(),
-        command(format!("systemctl unmask {unit} && systemctl enable --now {name}")),
-    ))
+    // The socket starts the service when somebody comes.
+    let fix = if socket.is_active() {
+        format!("systemctl unmask {unit}")
+    } else {
+        format!("systemctl unmask {unit} && systemctl enable --now {name}")
+    };
+    Some(finding("masked", format!("{unit} is masked: {so}"), evidence.to_vec(), command(fix)))
 }
 
 /// A condition of the unit's does not hold.

@@ -39,7 +39,7 @@ impl Door<'_> {
         forced: &[Option<String>],
         known_hosts: &Path,
     ) -> Result<Vec<Login>> {
-        let plain = self.sshd(&self.lay_out("own", &REPLACED, "")?);
+        let plain = self.sshd(&self.lay_out("own", &REPLACED, "")?, &REPLACED);
         let now = self.forced(admins)?;
         let lost = |_| SysError::new("cannot log in", "the probe is lost");
         std::thread::scope(|scope| {
@@ -128,7 +128,7 @@ impl Door<'_> {
             replaced.extend(REPLACED_BY_ALGORITHM);
         }
         let name = key.file_name().unwrap_or_default().to_string_lossy();
-        Ok(self.sshd(&self.lay_out(&name, &replaced, &first)?))
+        Ok(self.sshd(&self.lay_out(&name, &replaced, &first)?, &replaced))
     }
 
     /// Copies of the files, the main one with something in front; returns where that is.
@@ -142,13 +142,14 @@ impl Door<'_> {
         Ok(main)
     }
 
-    fn sshd(&self, main: &Path) -> Vec<String> {
+    fn sshd(&self, main: &Path, replaced: &[&str]) -> Vec<String> {
+        let replaced: Vec<String> = replaced.iter().map(|keyword| (*keyword).to_owned()).collect();
         let sshd = sshd_program().unwrap_or_else(|| PathBuf::from("/usr/sbin/sshd"));
         let mut words = vec![sshd.display().to_string()];
         words.extend(["-i", "-e", "-f"].map(str::to_owned));
         words.push(main.display().to_string());
         words.extend(["-o".to_owned(), "PidFile=none".to_owned()]);
-        words.extend(options::without(self.options, &REPLACED.map(str::to_owned)));
+        words.extend(options::without(self.options, &replaced));
         words
     }
 }
