@@ -351,9 +351,7 @@ fn the_key_of_this_session_stays() {
 /// What else keeps an administrator out, told before anything is changed.
 #[test]
 fn accounts_folders_and_sessions_count() {
-    let machine = Machine::boot(Suite::Trixie, |root| {
-        root.append("/etc/ssh/sshd_config", "PerSourcePenalties no\n");
-    });
+    let machine = Machine::boot(Suite::Trixie, |_| {});
     let admins = "safety: {admins: [deploy]}\n";
     machine.sh("mkdir -m 700 /etc/ssh/keys; cp .ssh/authorized_keys /etc/ssh/keys/deploy; chmod 644 /etc/ssh/keys/deploy");
     for (settings, why) in [
@@ -384,7 +382,31 @@ fn accounts_folders_and_sessions_count() {
         spec(&machine, settings, admins);
         is_refused(&machine, &["deploy could not log in any more", why]);
     }
-    // Names may have blanks.
+    for keyword in ["Ciphers", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"] {
+        spec(&machine, &format!("{{{keyword}: \"-*\"}}"), admins);
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        assert!(unwrapped(&refused).contains("leaves no algorithm at all"), "{refused:?}");
+        spec(&machine, &format!("{{{keyword}: \"-*sha1*,*cbc\"}}"), admins);
+        machine.exec("harden plan spec.yaml").code(0);
+    }
+    spec(&machine, "{MaxAuthTries: 3}", admins);
+    machine.sh("chage -E 1 deploy");
+    is_refused(&machine, &["deploy's account has expired", "chage -E -1 deploy"]);
+    machine.sh("chage -E -1 deploy");
+    // Debian's sshd takes what the user's own group can write.
+    machine.sh(
+        "chmod 775 /home/deploy /home/deploy/.ssh; chmod 664 /home/deploy/.ssh/authorized_keys",
+    );
+    machine.exec("harden plan spec.yaml").code(0);
+    machine.sh("gpasswd -a nobody deploy");
+    is_refused(&machine, &["StrictModes: others can write"]);
+}
+
+/// Groups of a directory have blanks in their names.
+#[test]
+fn names_may_have_blanks() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    let admins = "safety: {admins: [deploy]}\n";
     machine.sh("sed -i '$adomain users:x:1500:deploy,root' /etc/group");
     spec(&machine, "{AllowGroups: [\"domain users\"]}", admins);
     machine.exec("harden apply -y --confirm probe spec.yaml").code(0);
@@ -398,17 +420,15 @@ fn accounts_folders_and_sessions_count() {
             .contains("-aG 'domain users' deploy")
     );
     machine.exec("harden rollback -y --confirm probe").code(0);
-    for keyword in ["Ciphers", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"] {
-        spec(&machine, &format!("{{{keyword}: \"-*\"}}"), admins);
-        let refused = unchanged(&machine, || machine.apply().code(1));
-        assert!(unwrapped(&refused).contains("leaves no algorithm at all"), "{refused:?}");
-        spec(&machine, &format!("{{{keyword}: \"-*sha1*,*cbc\"}}"), admins);
-        machine.exec("harden plan spec.yaml").code(0);
-    }
-    spec(&machine, "{MaxAuthTries: 3}", admins);
-    machine.sh("chage -E 1 deploy");
-    is_refused(&machine, &["deploy's account has expired", "chage -E -1 deploy"]);
-    machine.sh("chage -E -1 deploy");
+}
+
+/// Passwords that have to be changed, and a host that lets only root in.
+#[test]
+fn ageing_passwords_and_nologin_count() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.append("/etc/ssh/sshd_config", "PerSourcePenalties no\n");
+    });
+    spec(&machine, "{MaxAuthTries: 3}", "safety: {admins: [deploy]}\n");
     for (ageing, why) in [
         ("chage -d 0 deploy", "deploy has to change a password first, and has none"),
         ("chage -d 2020-01-01 -M 10 -I 10 deploy", "deploy's password ended too long ago"),
@@ -420,13 +440,6 @@ fn accounts_folders_and_sessions_count() {
         machine.sh("chage -d 2026-01-01 -M -1 -I -1 deploy; rm -f /etc/nologin");
         assert_eq!(machine.ssh_as("deploy", 22, "true").code, 0, "{ageing}");
     }
-    // Debian's sshd takes what the user's own group can write.
-    machine.sh(
-        "chmod 775 /home/deploy /home/deploy/.ssh; chmod 664 /home/deploy/.ssh/authorized_keys",
-    );
-    machine.exec("harden plan spec.yaml").code(0);
-    machine.sh("gpasswd -a nobody deploy");
-    is_refused(&machine, &["StrictModes: others can write"]);
 }
 
 /// Who is logged in from two places has to get in from both; who may become root is asked of sudo alone.

@@ -82,7 +82,7 @@ impl Planner<'_> {
         let files = self.service_files()?;
         let release = self.socket_holds_on();
         if release {
-            conflicts::refuse_wanted(self.observed)?;
+            conflicts::refuse_wanted(self.observed, &files)?;
         }
         let unlink = release && (socket.is_enabled() || self.pulled_in_by_link());
         let enable = !service.is_enabled();
