@@ -373,6 +373,13 @@ fn the_generator_has_not_read_it() {
     machine.root().append("/etc/ssh/sshd_config", "Port 2201\n");
     machine.sh("systemctl daemon-reload");
     is_named(&machine, "stale-socket");
+    // It reads no `ListenAddress 0.0.0.0`, and goes on as it did.
+    let machine = Machine::boot(Suite::UbuntuLike, |root| {
+        root.append("/etc/ssh/sshd_config", "ListenAddress 0.0.0.0\n");
+        root.socket_owns_port(Suite::UbuntuLike);
+    });
+    machine.sh("systemctl daemon-reload; systemctl restart ssh.socket");
+    is_named(&machine, "generator");
 }
 
 /// On Ubuntu too an administrator's own drop-in decides, and a reload does not mend that.

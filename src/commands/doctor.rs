@@ -42,7 +42,8 @@ fn diagnosed() -> Result<(Vec<Finding>, Vec<String>), Error> {
     need_root("see who listens")?;
     observe::check_host()?;
     refuse_open(&files)?;
-    let observed = observe::observe(&files, &observe::connect()?, Ahead::ask())?;
+    let systemd = observe::connect()?;
+    let observed = observe::observe(&files, &systemd, Ahead::ask())?;
     let unseen = observed.unseen.clone();
     let generator = GENERATORS.map(PathBuf::from).into_iter().find(|path| files.exists(path));
     let says = if observed.command_line.settings().is_empty() {
@@ -50,6 +51,7 @@ fn diagnosed() -> Result<(Vec<Finding>, Vec<String>), Error> {
     } else {
         observe::ask_sshd(None, &[])
     };
-    let case = Case { observed, files: says, generator };
+    let ungenerated = observe::last_change(&files, &observed.config, None) > systemd.generated()?;
+    let case = Case { observed, files: says, generator, ungenerated };
     Ok((diagnose(&case), unseen))
 }

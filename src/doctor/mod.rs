@@ -22,6 +22,8 @@ pub struct Case {
     pub files: Verdict,
     /// A generator that makes ssh.socket from sshd_config at each daemon-reload (Ubuntu, from 24.04 on).
     pub generator: Option<std::path::PathBuf>,
+    /// Whether sshd_config has changed since that last ran.
+    pub ungenerated: bool,
 }
 
 /// Where Ubuntu's openssh-server has its generator.

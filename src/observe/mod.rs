@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use ask::{Ahead, ask_sshd, sshd_program};
-pub use read::{check_clients, check_host, config_tree, connect, no_bus, observe};
+pub use read::{check_clients, check_host, config_tree, connect, last_change, no_bus, observe};
 
 use crate::sshd::algorithms::Algorithms;
 use crate::sshd::release::Release;

@@ -261,15 +261,21 @@ fn running_words(main_pid: u32) -> Vec<String> {
 }
 
 /// Whether a file that sshd reads changed after sshd started.
+fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Unit) -> bool {
+    let newest = last_change(files, config, line.file.as_ref());
+    service.is_active() && service.started > 0 && newest > service.started
+}
+
+/// When any file that sshd reads last changed, in microseconds since the epoch.
 ///
 /// Times in the future say nothing (a clock that was set back), and must not cause a restart on
 /// every run.
-fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Unit) -> bool {
+pub fn last_change(files: &Files, config: &ConfigTree, other: Option<&ConfigFile>) -> u64 {
     let usec = |seconds: i64, nanoseconds: i64| {
         u64::try_from(seconds).unwrap_or_default() * 1_000_000
             + u64::try_from(nanoseconds).unwrap_or_default() / 1000
     };
-    let changed = config.files.iter().chain(&line.file).filter_map(|file| {
+    let changed = config.files.iter().chain(other).filter_map(|file| {
         let meta = files.metadata(&file.real)?;
         Some(usec(meta.ctime(), meta.ctime_nsec()))
     });
@@ -284,8 +290,7 @@ fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Un
     let others = others.chain(links.filter_map(|link| files.own_metadata(link)));
     let others = others.map(|meta| usec(meta.ctime(), meta.ctime_nsec()));
     let now = sys::now_usec();
-    let newest = changed.chain(others).filter(|time| *time <= now).max().unwrap_or_default();
-    service.is_active() && service.started > 0 && newest > service.started
+    changed.chain(others).filter(|time| *time <= now).max().unwrap_or_default()
 }
 
 /// Files that the running sshd sees otherwise: in a mount namespace of its own another may lie there

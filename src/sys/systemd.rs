@@ -276,6 +276,16 @@ impl Systemd {
         })
     }
 
+    /// When systemd's generators last ended, in microseconds since the epoch (`GeneratorsFinishTimestamp`).
+    pub fn generated(&self) -> Result<u64> {
+        self.ask("cannot read when the generators ran", CALL, move |peer| {
+            zbus::block_on(async {
+                let time = peer.property(PATH, MANAGER, "GeneratorsFinishTimestamp").await?;
+                Ok(time.downcast_ref::<u64>().unwrap_or_default())
+            })
+        })
+    }
+
     /// Names of the loaded, active units that match any of the glob patterns.
     pub fn active_units(&self, patterns: &[&str]) -> Result<Vec<String>> {
         type Row = (

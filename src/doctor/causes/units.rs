@@ -67,6 +67,14 @@ fn generated(sight: &Sight, generator: &Path, listens: String) -> Finding {
             Fix::Advice(format!("take ListenStream out of {own}, or Port out of sshd_config")),
         );
     }
+    if !sight.case.ungenerated {
+        return finding(
+            "generator",
+            format!("{} has no address for all that sshd_config says", generator.display()),
+            vec![says(sight), does(sight), listens],
+            sight.spec(format!("{{port: [{}], socket: disabled}}", sight.ports())),
+        );
+    }
     finding(
         "generator",
         format!("{} still has the addresses of an earlier sshd_config", socket.name),
