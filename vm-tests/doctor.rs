@@ -165,6 +165,11 @@ mod cases {
             said.contains("`PasswordAuthentication no` does not apply to `Match User sftp`"),
             "{said}"
         );
+        machine.sh("sed -i 's/^PasswordAuthentication no/PermitRootLogin prohibit-password/; \
+                    s/^PasswordAuthentication yes/PermitRootLogin yes/' /etc/ssh/sshd_config");
+        machine.sh("systemctl restart ssh.service");
+        let said = is_named(&machine, "match-shadowing");
+        assert!(said.contains("`PermitRootLogin prohibit-password` does not apply"), "{said}");
     }
 }
 

@@ -162,6 +162,12 @@ fn a_block_for_all_is_named() {
         said(&refused).contains("says `MaxAuthTries 9`, and a Match block wins"),
         "{refused:?}"
     );
+    // But not one that counts for nobody.
+    let dead = "s/^Match all/Match User git,hg\\nMaxAuthTries 3\\nMatch User git/";
+    machine.sh(&format!("sed -i '{dead}' /etc/ssh/sshd_config; systemctl restart ssh.service"));
+    machine.apply().code(0);
+    assert_eq!(machine.sh("sshd -T -C user=git | grep -i maxauthtries").trim(), "maxauthtries 3");
+    machine.exec("harden verify spec.yaml").code(0);
 }
 
 /// What the files say is worth nothing where sshd reads others: a wrapper's `-f`, a mount of its own.

@@ -107,7 +107,15 @@ fn defeated(
     release: &Release,
     at_least: bool,
 ) -> Option<By> {
-    all.into_iter().filter(|(block, _)| !is_own(block.path)).find_map(|(block, chosen)| {
+    // A block counts for nobody where an earlier one means all whom it means, and says it first.
+    let blocks: Vec<Block> = all.iter().map(|(block, _)| *block).collect();
+    let hides = |later: &Block, one: &Block| {
+        one.id < later.id && one.within.is_none() && include(one.criteria, later.criteria, release)
+    };
+    let first_wins = follows(keyword, release) == Follows::First;
+    let counts = |block: &Block| !first_wins || !blocks.iter().any(|one| hides(block, one));
+    let mut others = all.into_iter().filter(|(block, _)| !is_own(block.path) && counts(block));
+    others.find_map(|(block, chosen)| {
         let mut followed = chosen.followed;
         if follows(keyword, release) == Follows::EachName {
             // Other names are other settings.

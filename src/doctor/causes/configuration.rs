@@ -109,6 +109,17 @@ const STRICT_BY_YES: [&str; 5] = [
     "StrictModes",
 ];
 
+/// How much a line forbids; 0 is nothing.
+fn forbids(place: &Place) -> u8 {
+    let value = place.directive.args.first().map(|arg| arg.to_ascii_lowercase());
+    match value.as_deref() {
+        Some("no") => 3,
+        Some("forced-commands-only") => 2,
+        Some("prohibit-password" | "without-password") => 1,
+        _ => 0,
+    }
+}
+
 /// What the files forbid everybody, and a Match block allows some. The other way round it is how blocks are
 /// meant to be used.
 pub(in crate::doctor) fn shadowed(case: &Case) -> Vec<Finding> {
@@ -117,17 +128,15 @@ pub(in crate::doctor) fn shadowed(case: &Case) -> Vec<Finding> {
     let (Ok(globally), Ok(blocks)) = (reading.globally(), reading.blocks()) else {
         return Vec::new();
     };
-    let forbids = |place: &Place| {
-        place.directive.args.first().is_some_and(|arg| arg.eq_ignore_ascii_case("no"))
-    };
     let is_ban = |place: &Place| !STRICT_BY_YES.iter().any(|keyword| place.directive.is(keyword));
     let mut found = Vec::new();
-    let bans = globally.followed().filter(|place| place.block.is_none() && forbids(place));
+    let bans = globally.followed().filter(|place| place.block.is_none() && forbids(place) > 0);
     for forbidden in bans.filter(|place| is_ban(place)) {
         let blocks = blocks.follow(&forbidden.directive.keyword).into_iter();
         // What stands in harden's own files is meant so.
         for (block, chosen) in blocks.filter(|(block, _)| !is_own(block.path)) {
-            let winner = chosen.followed.first().filter(|winner| !forbids(winner));
+            let winner =
+                chosen.followed.first().filter(|winner| forbids(winner) < forbids(forbidden));
             let Some(winner) = winner else { continue };
             let criteria = block.directive.rest.trim();
             found.push(finding(
