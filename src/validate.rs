@@ -263,7 +263,7 @@ impl<'a> Scratch<'a> {
     /// Turns sshd's complaint into an error that points at the spec, or at the file to correct.
     fn refusal(&self, spec: &Spec, plan: &Plan, release: &Release, said: &str) -> Error {
         let said = said.replace(&*self.folder.to_string_lossy(), "");
-        let text = said.lines().next().unwrap_or(&said).to_owned();
+        let text = said.lines().next().unwrap_or(&said).trim_start_matches("main: ").to_owned();
         let blamed = said
             .lines()
             .filter_map(place)

@@ -382,6 +382,13 @@ fn accounts_folders_and_sessions_count() {
         spec(&machine, settings, admins);
         is_refused(&machine, &["deploy could not log in any more", why]);
     }
+    spec(&machine, "{HostKey: /etc/ssh/ssh_host_rsa_key}", admins);
+    let planned = machine.exec("harden plan spec.yaml").code(0).stdout;
+    let planned = planned.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        planned.contains("know this host by its ecdsa-sha2-nistp256 and ssh-ed25519 key"),
+        "{planned}"
+    );
     for keyword in ["Ciphers", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"] {
         spec(&machine, &format!("{{{keyword}: \"-*\"}}"), admins);
         let refused = unchanged(&machine, || machine.apply().code(1));

@@ -164,7 +164,10 @@ pub(super) fn examined(
             Ok::<_, Error>((effective, risks.join().map_err(lost)?))
         })?,
     };
-    plan.warnings.extend(effective.and_then(|then| validate::passwords_stay(&plan, &then)));
+    if let Some(then) = effective {
+        plan.warnings.extend(validate::passwords_stay(&plan, &then));
+        plan.warnings.extend(lockout::other_host_keys(files, observed, &plan, &then));
+    }
     Ok((plan, risks))
 }
 

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::keys::Keys;
+use super::keys::{Keys, of_host, shown};
 use super::{Admin, pam};
-use crate::sshd::criteria::{comes_from, fits, pattern_list};
-use crate::sshd::{Effective, authorized_keys};
+use crate::sshd::Effective;
+use crate::sshd::criteria::{comes_from, fits};
 use crate::sys;
 use crate::sys::users::{self, Aged, Password};
 
@@ -55,21 +55,14 @@ fn connection(effective: &Effective, keys: &Keys) -> Option<Obstacle> {
             );
         }
     }
-    let accepted = value(effective, "hostkeyalgorithms");
-    let kinds = keys.of_host(effective)?;
-    let serves =
-        |name: &&str| authorized_keys::signs(name).iter().any(|name| accepts(name, accepted));
-    if kinds.iter().any(|kind| serves(&kind.as_str())) {
+    let kinds = of_host(keys.files, effective)?;
+    if shown(keys.files, effective).is_none_or(|shown| !shown.is_empty()) {
         return None;
     }
     because(
         format!("HostKeyAlgorithms has none for a key of this host ({})", kinds.join(", ")),
         "add the algorithm of a host key, or make a key that it takes: ssh-keygen -A",
     )
-}
-
-fn accepts(name: &str, list: &str) -> bool {
-    list.is_empty() || pattern_list(name, list) == Some(true)
 }
 
 /// The account and its shell.
@@ -151,7 +144,7 @@ fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
         return because(
             format!("in no group of AllowGroups ({})", allowed.join(" ")),
             match group {
-                Some(group) => format!("usermod -aG {} {name}", shown(group)),
+                Some(group) => format!("usermod -aG {} {name}", for_shell(group)),
                 None => format!("create the group, with {name} in it, or correct AllowGroups"),
             },
         );
@@ -176,7 +169,7 @@ fn takes_user(admin: &Admin, pattern: &str) -> Option<bool> {
 }
 
 /// A name as a shell reads it.
-fn shown(name: &str) -> String {
+fn for_shell(name: &str) -> String {
     if name.contains(' ') { format!("'{name}'") } else { name.to_owned() }
 }
 

@@ -281,6 +281,26 @@ pub fn loopback(before: &Observed, plan: &Plan) -> Option<Risk> {
     })
 }
 
+/// Says so where clients know this host by a key that it would not show them any more. (What a profile leaves
+/// out it tells itself.)
+pub fn other_host_keys(
+    files: &Files,
+    before: &Observed,
+    plan: &Plan,
+    then: &Effective,
+) -> Option<String> {
+    let Verdict::Valid(now) = &before.effective else { return None };
+    let (now, then) = (keys::shown(files, now)?, keys::shown(files, then)?);
+    let of_profile = plan.expect.at_least.iter().any(|keyword| same(keyword, "HostKeyAlgorithms"));
+    let lost: Vec<String> = now.into_iter().filter(|kind| !then.contains(kind)).collect();
+    (!lost.is_empty() && !of_profile).then(|| {
+        format!(
+            "clients that know this host by its {} key alone ask about another of its keys, or refuse it",
+            lost.join(" and ")
+        )
+    })
+}
+
 /// Names of the spec that no account has.
 fn unknown(listed: &[String]) -> impl Iterator<Item = Risk> {
     listed.iter().filter(|name| users::named(name).is_none()).map(|name| Risk {

@@ -91,17 +91,43 @@ impl Effective {
 
 /// Case matters in names of users, groups and files, not in sshd's own words.
 fn normal(keyword: &str, word: &str) -> String {
+    let is = |other: &&str| keyword.eq_ignore_ascii_case(other);
     match word.to_ascii_lowercase().as_str() {
         "without-password" => "prohibit-password".to_owned(),
         // How sshd prints a path that is not set.
         "(null)" => "none".to_owned(),
+        "all" if ["allowtcpforwarding", "allowstreamlocalforwarding"].iter().any(is) => {
+            "yes".into()
+        }
         lower if matches!(lower, "yes" | "no" | "none" | "any") => lower.to_owned(),
+        lower if is(&"gatewayports") => lower.to_owned(),
         lower if keyword.eq_ignore_ascii_case("loglevel") => lower.to_owned(),
         _ if TIMES.iter().any(|time| keyword.eq_ignore_ascii_case(time)) => {
             seconds(word).map_or_else(|| word.to_owned(), |seconds| seconds.to_string())
         }
+        _ if is(&"rekeylimit") => bytes(word).map_or_else(|| word.to_owned(), |n| n.to_string()),
+        _ if NUMBERS.iter().any(is) => {
+            word.parse::<u64>().map_or_else(|_| word.to_owned(), |number| number.to_string())
+        }
         _ => word.to_owned(),
     }
+}
+
+/// Keywords whose value is a number.
+const NUMBERS: [&str; 5] =
+    ["clientalivecountmax", "maxauthtries", "maxsessions", "requiredrsasize", "x11displayoffset"];
+
+/// A number of bytes, which may end in K, M or G (sshd_config(5), RekeyLimit).
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match text.get(digits.len()..)?.to_ascii_lowercase().as_str() {
+        "" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
 /// Keywords whose value is a time, which `sshd -T` prints in seconds.
@@ -178,6 +204,13 @@ mod tests {
         assert!(effective.has("LoginGraceTime", &lines(&["120"])));
         assert!(effective.has("Subsystem", &lines(&["sftp", "internal-sftp"])));
         assert_eq!(effective.listen().len(), 2);
+        let block = Effective::parse("RekeyLimit 1G\nAllowTcpForwarding all\nMaxSessions 010\n");
+        assert!(
+            block.has("RekeyLimit", &lines(&["1024m"]))
+                && block.has("MaxSessions", &lines(&["10"]))
+        );
+        assert!(block.has("AllowTcpForwarding", &lines(&["yes"])));
+        assert!(!block.has("RekeyLimit", &lines(&["1023M"])));
         // Names came and went; what is printed under the name itself comes first.
         let old = Effective::parse(
             "pubkeyacceptedkeytypes a\nkbdinteractiveauthentication no\nchallengeresponseauthentication yes\n",
