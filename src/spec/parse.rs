@@ -92,7 +92,8 @@ impl Source {
         let snippet = Snippet::source(&self.text).path(name.as_str()).annotation(mark);
         let mut group = Level::ERROR.primary_title(message).element(snippet);
         if !fits {
-            group = group.element(Level::NOTE.message(label));
+            let gutter = line.to_string().len() + " = note: ".len();
+            group = group.element(Level::NOTE.message(textwrap::fill(label, WIDTH - gutter)));
         }
         if let Some(hint) = hint {
             group = group.element(Level::HELP.message(hint));
