@@ -21,7 +21,7 @@ fn on_spec(command: &str, bytes: &[u8]) -> Output {
 }
 
 /// Spec, place, what is wrong, what was expected.
-const BAD: [(&str, &str, &str, &str); 35] = [
+const BAD: [(&str, &str, &str, &str); 39] = [
     ("version: 1\nssh:\n  prot: 22\n", "3:3", "unknown field `prot`", "expected port"),
     ("versoin: 1\n", "1:1", "unknown field `versoin`", "expected version"),
     ("version: 1\nssh:\n  port: 0\n", "3:9", "`0` is not a port", "from 1 to 65535"),
@@ -71,6 +71,25 @@ const BAD: [(&str, &str, &str, &str); 35] = [
         "unknown variant `paranoid`",
         "none, recommended, strict, post-quantum",
     ),
+    (
+        "version: 1\nssh:\n  match:\n    - criteria: {LocalPort: 0}\n      settings: {Banner: none}\n",
+        "4:18",
+        "`0` is no port",
+        "from 1 to 65535",
+    ),
+    (
+        "version: 1\nssh:\n  match:\n    - criteria: {User: a, user: b}\n      settings: {Banner: none}\n",
+        "4:27",
+        "`user` is asked for twice",
+        "each criterion once",
+    ),
+    (
+        "version: 1\nssh:\n  match:\n    - criteria: {User: \"a\\nb\"}\n      settings: {Banner: none}\n",
+        "4:24",
+        "control character",
+        "one line",
+    ),
+    ("version: 1\nssh: {match: {criteria: {User: a}}}\n", "2:14", "not a list", "[...]"),
     (
         "version: 1\nssh:\n  match:\n    - criteria: {Colour: red}\n      settings: {Banner: none}\n",
         "4:18",
