@@ -16,15 +16,24 @@ const SAME_PORT: &str = "version: 1\nssh: {socket: keep, settings: {MaxAuthTries
 /// Units that systemd stops along with ssh.service run again in the end, whichever way it goes.
 #[test]
 fn what_stops_along_with_sshd_comes_back() {
-    let kinds = ["PartOf", "Requires", "BindsTo"];
+    let kinds = [
+        "PartOf=ssh.service",
+        "Requires=ssh.service",
+        "BindsTo=ssh.service",
+        "Requisite=ssh.service",
+        "StopPropagatedFrom=ssh.service",
+        // And what depends on those.
+        "PartOf=with-0.service",
+    ];
+    let unit = |at: usize| format!("with-{at}.service");
     let machine = Machine::boot(Suite::Trixie, |root| {
-        for kind in kinds {
+        for (at, kind) in kinds.iter().enumerate() {
             let after = "After=ssh.service\n[Service]\nExecStart=/usr/bin/sleep infinity\n";
-            let text = format!("[Unit]\n{kind}=ssh.service\n{after}");
-            root.write(&format!("/etc/systemd/system/with-{kind}.service"), &text);
+            let text = format!("[Unit]\n{kind}\n{after}");
+            root.write(&format!("/etc/systemd/system/{}", unit(at)), &text);
         }
     });
-    let units = kinds.map(|kind| format!("with-{kind}.service"));
+    let units: Vec<String> = (0..kinds.len()).map(unit).collect();
     machine.sh(&format!("systemctl start {}", units.join(" ")));
     let all_run = |when: &str| {
         for unit in &units {
@@ -41,6 +50,13 @@ fn what_stops_along_with_sshd_comes_back() {
     }
     machine.exec("harden rollback -y").code(0);
     all_run("after a rollback");
+    // What somebody stops is theirs.
+    machine.spec("version: 1\nssh: {port: 2223}\n");
+    machine.apply_in_background("60s");
+    machine.sh("systemctl stop with-3.service");
+    machine.exec("harden rollback -y").code(0);
+    assert_eq!(machine.background_end(), 4);
+    assert!(!crate::state::active(&machine, "with-3.service"));
 }
 
 /// Something else than a link pulls ssh.socket in: after the next boot it would have the port again.
@@ -58,7 +74,12 @@ fn a_socket_that_would_come_back_is_refused() {
         machine.root().remove(drop_in);
         machine.sh("systemctl daemon-reload");
     }
+    // A link is taken away, also in the folder of a target's other name.
+    let link = "/etc/systemd/system/default.target.wants/ssh.socket";
+    machine.root().link(link, "/usr/lib/systemd/system/ssh.socket");
+    machine.sh("systemctl daemon-reload");
     machine.apply().code(0);
+    assert_eq!(machine.exec(&format!("readlink {link}")).stdout, "");
     machine.exec("harden verify spec.yaml").code(0);
     machine
         .root()

@@ -170,6 +170,26 @@ fn on_the_same_port_it_ends_again_and_again() {
     assert_over(&mut machine, &Want::service(22));
 }
 
+/// Somebody restarts the old sshd just when it is back, and it takes its time to start.
+#[test]
+fn a_slow_sshd_is_restarted_on_the_way_back() {
+    for pause in ["4", "0"] {
+        let mut machine = Machine::boot(Suite::Bookworm, |root| {
+            let check = "! test -e /etc/ssh/sshd_config.d/00-harden.conf";
+            let lines = format!("[Service]\nExecStartPre=/bin/sh -c 'sleep {pause}; {check}'\n");
+            root.write("/etc/systemd/system/ssh.service.d/slow.conf", &lines);
+        });
+        machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+        machine.start_apply("--confirm probe");
+        machine.wait_for("the way back", "grep -q 'taking everything back' apply.log");
+        machine.wait_for("ssh.service", "systemctl is-active -q ssh.service");
+        machine.sh("sleep 0.3; systemctl restart ssh.service");
+        assert_eq!(machine.background_end(), 4);
+        assert_closed(&machine);
+        assert_over(&mut machine, &Want::service(22));
+    }
+}
+
 /// Somebody stops the old listener, which the trial on another port has not touched: it comes back.
 #[test]
 fn the_old_listener_is_stopped_meanwhile() {

@@ -141,16 +141,21 @@ fn units(systemd: &Systemd) -> Result<(Unit, Unit), Error> {
     .into())
 }
 
-/// Units beside the two that run, and that stop with one of them. (harden's own go their own ways.)
+/// Units beside the two that run, and that stop with one of them, or with one of these. (harden's own go their
+/// own ways.)
 fn dependents(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<String>, Error> {
     let mut dependents = Vec::new();
-    for name in units.iter().flat_map(|unit| &unit.takes_along) {
-        let is_own = name.starts_with("harden") || units.iter().any(|unit| unit.name == *name);
-        if is_own || dependents.contains(name) {
+    let mut waiting: std::collections::VecDeque<String> =
+        units.iter().flat_map(|unit| unit.takes_along.clone()).collect();
+    while let Some(name) = waiting.pop_front() {
+        let is_own = name.starts_with("harden") || units.iter().any(|unit| unit.name == name);
+        if is_own || dependents.contains(&name) {
             continue;
         }
-        if Unit::read(systemd, name)?.is_active() {
-            dependents.push(name.clone());
+        let unit = Unit::read(systemd, &name)?;
+        if unit.is_active() {
+            dependents.push(name);
+            waiting.extend(unit.takes_along);
         }
     }
     Ok(dependents)

@@ -32,8 +32,11 @@ pub struct Unit {
     pub requires: Vec<String>,
     /// Units that pull this one in (`WantedBy`, `RequiredBy`, `BoundBy`, `UpheldBy`).
     pub wanted_by: Vec<String>,
-    /// Units that stop when this one does (`RequiredBy`, `BoundBy`, `ConsistsOf`).
+    /// Units that stop when this one does (`RequiredBy`, `BoundBy`, `ConsistsOf`, `RequisiteOf`,
+    /// `PropagatesStopTo`).
     pub takes_along: Vec<String>,
+    /// Units that stop when this one starts, and the other way round (`Conflicts=`).
+    pub conflicts: Vec<String>,
     /// Nobody may start or stop it by hand (`RefuseManualStart=`, `RefuseManualStop=`).
     pub refuses: bool,
     /// Units that this one starts (`Service=` of a socket).
@@ -87,7 +90,14 @@ impl Unit {
             drop_ins: strings(all, "DropInPaths").into_iter().map(PathBuf::from).collect(),
             requires: named(&["Requires", "BindsTo", "Requisite"]),
             wanted_by: named(&["WantedBy", "RequiredBy", "BoundBy", "UpheldBy"]),
-            takes_along: named(&["RequiredBy", "BoundBy", "ConsistsOf"]),
+            takes_along: named(&[
+                "RequiredBy",
+                "BoundBy",
+                "ConsistsOf",
+                "RequisiteOf",
+                "PropagatesStopTo",
+            ]),
+            conflicts: named(&["Conflicts", "ConflictedBy"]),
             refuses: boolean(all, "RefuseManualStart") || boolean(all, "RefuseManualStop"),
             triggers: strings(all, "Triggers"),
             unmet: ["Condition", "Assert"].iter().flat_map(|kind| unmet(all, kind)).collect(),

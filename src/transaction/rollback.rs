@@ -32,6 +32,8 @@ const STARTED: Duration = Duration::from_secs(100);
 const RESTART: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 1000 });
 /// How long systemd's own next tries count after a start that has failed.
 const TRIES: Duration = Duration::from_secs(3);
+/// How often an sshd may end before it is one that comes and goes.
+const ENDS: u32 = 3;
 /// How long an sshd has to last after one that has ended or failed. (A model of a host waits for nothing.)
 const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 2000 });
 
@@ -369,15 +371,15 @@ impl Way<'_, '_> {
             let back = self.are_back(&before);
             if back != Back::Lasting {
                 self.call_off(&before, back);
+                if let Err(error) = listen_where_nobody_does(self.run) {
+                    tracing::error!(%error, "no rescue listener; the trial stays");
+                    self.failures.push(error.to_string());
+                    return;
+                }
             }
-            if let Err(error) = listen_where_nobody_does(self.run) {
-                tracing::error!(%error, "no rescue listener; the trial stays");
-                self.failures.push(error.to_string());
-                return;
-            }
+            steps::bring_along(self.run, &before.dependents);
         }
         self.drop_bridge(Role::Trial);
-        steps::bring_along(self.run);
         self.pass(format_args!("rollback.done"));
     }
 
@@ -467,8 +469,10 @@ impl Way<'_, '_> {
         let has_failed = !self.failures.is_empty();
         let begun = Instant::now();
         let (mut steady, mut first, mut last, mut resting) = (begun, None, None, None);
+        // Since when is waited: somebody may restart it, and that takes as long as a start.
+        let mut since = begun;
         let mut is_told = false;
-        let mut unsteady = has_failed;
+        let mut ended = 0;
         loop {
             let Ok(now) = self.run.machine.observe() else { return Back::Partly };
             let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
@@ -477,23 +481,30 @@ impl Way<'_, '_> {
             if !owners.clone().any(|(_, is)| rests(is)) {
                 resting = None;
             } else if resting.get_or_insert_with(Instant::now).elapsed() >= RESTART {
-                return if unsteady { Back::Unsteady } else { Back::Partly };
+                return if has_failed || ended > 0 { Back::Unsteady } else { Back::Partly };
             }
             let listens = held(&now);
             let listens = wanted.iter().all(|at| listens.contains(at));
             let sshd = now.service.main_pid;
             let is_back = listens && owners.all(|(_, is)| is.is_active());
-            let is_same = last.is_none_or(|last| last == sshd);
-            // An sshd that has ended may do so again.
-            unsteady |= !is_same;
-            if !is_back || !is_same {
+            if last.is_some_and(|last| last != sshd) {
+                ended += 1;
+                since = Instant::now();
+                last = None;
+            }
+            if !is_back || last.is_none() {
                 steady = Instant::now();
             }
             if is_back {
                 last = Some(sshd);
             }
+            // An sshd that has ended may do so again.
+            let unsteady = has_failed || ended > 0;
             if is_back && steady.elapsed() >= if unsteady { AGAIN } else { STEADY } {
                 return Back::Lasting;
+            }
+            if ended >= ENDS {
+                return Back::Unsteady;
             }
             let hangs = listens && now.service.active == "activating";
             if hangs && !is_told && begun.elapsed() > TRIES {
@@ -504,15 +515,15 @@ impl Way<'_, '_> {
                 ));
                 is_told = true;
             }
-            let limit = match unsteady {
+            let limit = match has_failed {
                 // Somewhat later than systemd, which may call it off itself.
                 _ if listens && *first.get_or_insert(sshd) == sshd => STARTED,
                 true => TRIES,
                 false => LISTENERS,
             };
             // Who is back in time may show that it lasts.
-            let is_late = !is_back || steady > begun + limit;
-            if begun.elapsed() > limit && is_late {
+            let is_late = !is_back || steady > since + limit;
+            if since.elapsed() > limit && is_late {
                 return if unsteady { Back::Unsteady } else { Back::Partly };
             }
             std::thread::sleep(Duration::from_millis(50));

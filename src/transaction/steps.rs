@@ -5,14 +5,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::journal::Record;
-use super::machine::{JOB, Machine};
+use super::machine::Machine;
 use super::run::Run;
 use super::{bridge, rollback};
 use crate::observe::Observed;
 use crate::plan::{Op, Role, Step};
 use crate::sys::fault::point;
-use crate::sys::units::Unit;
 use crate::sys::{Image, Result, SysError};
+
+/// How long what stops along with sshd may take to start again.
+const ALONG: Duration = Duration::from_secs(10);
 
 /// Does steps in order, before the deadline.
 pub(super) fn execute(run: &mut Run, steps: &[(usize, Step)], deadline: Instant) -> Result<()> {
@@ -31,16 +33,52 @@ pub(super) fn execute(run: &mut Run, steps: &[(usize, Step)], deadline: Instant)
 
 /// Starts what systemd has stopped along with a unit of sshd's. That is somebody else's: where it does not start
 /// it is told, and no more.
-pub(super) fn bring_along(run: &mut Run) {
-    for name in run.before.dependents.clone() {
-        let is_back = |unit: Unit| unit.is_active() || unit.is_on_its_way();
-        if run.machine.unit(&name).is_ok_and(is_back) {
-            continue;
+pub(super) fn bring_along(run: &mut Run, names: &[String]) {
+    let machine = run.machine;
+    let rests = |name: &&String| {
+        machine.unit(name).is_ok_and(|unit| !unit.is_active() && unit.active != "activating")
+    };
+    let mut waiting: Vec<&String> = names.iter().filter(rests).collect();
+    let mut told = Vec::new();
+    waiting.retain(|name| match in_the_way(run, name) {
+        Some(why) => {
+            told.push(why);
+            false
         }
-        if let Err(error) = run.machine.job("StartUnit", &name, JOB) {
-            run.note(&format!("{name} was stopped along with sshd, and does not start: {error}"));
+        None => machine.enqueue("StartUnit", name).is_ok(),
+    });
+    let deadline = Instant::now() + ALONG;
+    let is_over = |name: &String| machine.unit(name).is_ok_and(|unit| !unit.is_on_its_way());
+    while !waiting.iter().all(|name| is_over(name)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for name in waiting {
+        // Nothing runs any more of a unit that only does something when it starts.
+        match machine.unit(name) {
+            Ok(unit) if unit.is_active() || unit.active == "inactive" => {}
+            Ok(unit) => {
+                told.push(format!("{name}, which stopped along with sshd, is {}", unit.active));
+            }
+            Err(error) => told.push(error.to_string()),
         }
     }
+    for text in told {
+        run.note(&text);
+    }
+}
+
+/// Why a unit is not started again: it needs one of sshd's that does not run, and would end the other one.
+fn in_the_way(run: &Run, name: &str) -> Option<String> {
+    let machine = run.machine;
+    let unit = machine.unit(name).ok()?;
+    let (service, socket) = (&run.before.service.name, &run.before.socket.name);
+    let pairs = [(service, socket), (socket, service)];
+    let other = pairs.into_iter().find(|(needed, other)| {
+        let runs = |name: &str| machine.unit(name).is_ok_and(|unit| unit.is_active());
+        let conflicts = machine.unit(other).is_ok_and(|other| other.conflicts.contains(*needed));
+        unit.requires.contains(*needed) && !runs(needed) && conflicts && runs(other)
+    });
+    other.map(|(needed, _)| format!("{name} needs {needed}, which does not run any more"))
 }
 
 /// How many of the steps are one hand-over: whoever lets go of a port, and who takes it. Units and the trial

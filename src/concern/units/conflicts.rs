@@ -1,11 +1,11 @@
 //! What stands in the way of a new listener: other programs, other sshds, a deliberate stop.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::concern::listening::Listening;
 use crate::error::Refusal;
-use crate::observe::{Listener, Observed, Owner, UNIT_FOLDER};
+use crate::observe::{Listener, Observed, Owner};
 use crate::plan::{FileChange, Op, Step};
 use crate::sys::process::Process;
 use crate::sys::units::Unit;
@@ -82,17 +82,9 @@ pub(super) fn refuse_refusing<'s>(
 /// A socket that something else than a link pulls in, which disabling would take away, would be back at the next
 /// boot, with the old port. Of what stands in files, the plan takes those away that change.
 pub(super) fn refuse_wanted(observed: &Observed, files: &[FileChange]) -> Result<(), Refusal> {
-    let (service, socket) = (&observed.service, &observed.socket);
+    let socket = &observed.socket;
     let stays = |path: &&PathBuf| !files.iter().any(|file| file.path == **path);
-    let is_link = |by: &&String| {
-        let folders = ["wants", "requires", "upholds"].map(|kind| format!("{by}.{kind}"));
-        let mut links =
-            folders.iter().map(|name| Path::new(UNIT_FOLDER).join(name).join(&socket.name));
-        links.any(|link| observed.links.get(&link).is_some_and(Option::is_some))
-    };
-    let file = observed.pulled_in_by.iter().find(stays).map(|path| path.display().to_string());
-    let unit = || socket.wanted_by.iter().find(|by| **by != service.name && !is_link(by)).cloned();
-    let Some(by) = file.or_else(unit) else {
+    let Some(by) = observed.pulled_in_by.iter().find(stays).map(|path| path.display()) else {
         return Ok(());
     };
     Err(Refusal::new(
