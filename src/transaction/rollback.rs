@@ -487,7 +487,8 @@ impl Way<'_, '_> {
             let listens = wanted.iter().all(|at| listens.contains(at));
             let sshd = now.service.main_pid;
             let is_back = listens && owners.all(|(_, is)| is.is_active());
-            if last.is_some_and(|last| last != sshd) {
+            // Behind a socket there may be none yet.
+            if last.is_some_and(|last| last != sshd && last != 0) {
                 ended += 1;
                 since = Instant::now();
                 last = None;

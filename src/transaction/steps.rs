@@ -40,17 +40,19 @@ pub(super) fn bring_along(run: &mut Run, names: &[String]) {
     };
     let mut waiting: Vec<&String> = names.iter().filter(rests).collect();
     let mut told = Vec::new();
-    waiting.retain(|name| match in_the_way(run, name) {
-        Some(why) => {
-            told.push(why);
-            false
-        }
-        None => machine.enqueue("StartUnit", name).is_ok(),
+    waiting.retain(|name| {
+        let asked = || machine.enqueue("StartUnit", name).err().map(|error| error.to_string());
+        let why = in_the_way(run, name).or_else(asked);
+        told.extend(why.clone());
+        why.is_none()
     });
     let deadline = Instant::now() + ALONG;
     let is_over = |name: &String| machine.unit(name).is_ok_and(|unit| !unit.is_on_its_way());
-    while !waiting.iter().all(|name| is_over(name)) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(100));
+    // What has just been asked for has not begun yet.
+    let mut goes_on = !waiting.is_empty();
+    while goes_on && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(200));
+        goes_on = !waiting.iter().all(|name| is_over(name));
     }
     for name in waiting {
         // Nothing runs any more of a unit that only does something when it starts.
