@@ -88,7 +88,7 @@ mod cases {
 /// waits: what its sshd holds meanwhile is no way in that lasts. Somebody listens all the time.
 #[track_caller]
 fn does_not_come_back(suite: Suite, lines: &str) {
-    let mut machine = Machine::boot(suite, |root| {
+    let machine = Machine::boot(suite, |root| {
         root.write("/etc/systemd/system/ssh.service.d/after.conf", &format!("{lines}\n"));
     });
     machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
@@ -99,10 +99,16 @@ fn does_not_come_back(suite: Suite, lines: &str) {
     assert_ne!(rescued, "0", "there is no rescue");
     // As long as systemd would go on.
     std::thread::sleep(std::time::Duration::from_secs(20));
+    assert_eq!(rescue(&machine), rescued, "the rescue went and came");
+    listens_until_it_is_mended(machine, watch);
+}
+
+/// Somebody has listened all the time, and does; once nothing fails any more, everything comes back.
+#[track_caller]
+fn listens_until_it_is_mended(mut machine: Machine, watch: Watch) {
     let seen = watch.end();
     assert!(seen.gaps.is_empty(), "{seen:?}");
     lets_in(&machine, "after the way back");
-    assert_eq!(rescue(&machine), rescued, "the rescue went and came");
     machine.sh("rm /root/fail");
     machine.exec("harden rollback -y").code(0);
     assert_closed(&machine);
@@ -144,7 +150,7 @@ fn an_sshd_that_ends_again_and_again() {
 /// On the port itself: nobody else can listen meanwhile, but in the end somebody does for good.
 #[test]
 fn on_the_same_port_it_ends_again_and_again() {
-    let mut machine = Machine::boot(Suite::Trixie, |root| {
+    let machine = Machine::boot(Suite::Trixie, |root| {
         let lines = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec=1s\n\
                      ExecStartPost=/bin/sh -c '[ -e /root/fail ] && (sleep 0.4; kill -9 $MAINPID) & true'\n";
         root.write("/etc/systemd/system/ssh.service.d/after.conf", lines);
@@ -161,13 +167,7 @@ fn on_the_same_port_it_ends_again_and_again() {
     );
     let watch = Watch::table(&machine, &[22]);
     std::thread::sleep(std::time::Duration::from_secs(5));
-    let seen = watch.end();
-    assert!(seen.gaps.is_empty(), "{seen:?}");
-    lets_in(&machine, "after the way back");
-    machine.sh("rm /root/fail");
-    machine.exec("harden rollback -y").code(0);
-    assert_closed(&machine);
-    assert_over(&mut machine, &Want::service(22));
+    listens_until_it_is_mended(machine, watch);
 }
 
 /// Somebody restarts the old sshd just when it is back, and it takes its time to start.

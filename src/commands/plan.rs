@@ -166,7 +166,7 @@ pub(super) fn examined(
     };
     if let Some(then) = effective {
         plan.warnings.extend(validate::passwords_stay(&plan, &then));
-        plan.warnings.extend(lockout::other_host_keys(files, observed, &plan, &then));
+        plan.warnings.extend(lockout::lost_host_keys(files, observed, &plan, &then));
     }
     Ok((plan, risks))
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::keys::{Keys, of_host, shown};
-use super::{Admin, pam};
+use super::keys::Keys;
+use super::{Admin, host_keys, pam};
 use crate::sshd::Effective;
 use crate::sshd::criteria::{comes_from, fits};
 use crate::sys;
@@ -55,8 +55,8 @@ fn connection(effective: &Effective, keys: &Keys) -> Option<Obstacle> {
             );
         }
     }
-    let kinds = of_host(keys.files, effective)?;
-    if shown(keys.files, effective).is_none_or(|shown| !shown.is_empty()) {
+    let kinds = host_keys::kinds(keys.files, effective)?;
+    if kinds.iter().any(|kind| host_keys::is_shown(kind, effective)) {
         return None;
     }
     because(

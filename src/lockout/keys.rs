@@ -229,31 +229,6 @@ fn limit(key: &Key, admin: &Admin, effective: &Effective) -> Option<(String, Str
     Some((why, format!("widen from= in {path}, or put another key there")))
 }
 
-/// The kinds of the host's own keys; `None` where one cannot be seen.
-pub(crate) fn of_host(files: &Files, effective: &Effective) -> Option<Vec<String>> {
-    let kind = |key: &String| {
-        let public = files.read(Path::new(&format!("{key}.pub"))).ok()??;
-        let kind = String::from_utf8_lossy(&public).split_whitespace().next()?.to_owned();
-        Some(kind)
-    };
-    // Certificates and agents have algorithms of their own.
-    let plain = ["hostcertificate", "hostkeyagent"].iter().all(|keyword| {
-        effective.get(keyword).iter().all(|value| value.is_empty() || value == "none")
-    });
-    let there = |key: &&String| files.exists(Path::new(key));
-    let keys = effective.host_keys().iter().filter(there);
-    keys.map(kind).collect::<Option<Vec<_>>>().filter(|kinds| plain && !kinds.is_empty())
-}
-
-/// Of these, the ones that a configuration shows to clients.
-pub(crate) fn shown(files: &Files, effective: &Effective) -> Option<Vec<String>> {
-    let list = effective.get("hostkeyalgorithms").join(",");
-    let accepts = |name: &&str| list.is_empty() || pattern_list(name, &list) == Some(true);
-    let mut kinds = of_host(files, effective)?;
-    kinds.retain(|kind| authorized_keys::signs(kind).iter().any(accepts));
-    Some(kinds)
-}
-
 fn places(user: &User, effective: &Effective) -> Vec<PathBuf> {
     authorized_keys::files(effective, &user.name, user.uid, &user.home)
 }

@@ -6,6 +6,7 @@
 //! trial.
 
 mod access;
+mod host_keys;
 mod keys;
 mod pam;
 
@@ -15,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use access::{Obstacle, obstacle};
+pub use host_keys::lost as lost_host_keys;
 use keys::{Key, Keys, Opened, opened};
 
 use crate::concern::sshd_config::{earlier_lines, is_own};
@@ -212,23 +214,22 @@ impl<'g> Guards<'g> {
                 Some(_) => {}
             }
         }
-        // Who gets in from elsewhere does not take their own place.
-        let is_other = |other: &Admin| other.user.uid != 0;
         let is_replaced = |admin: &Admin| {
+            // Who gets in from elsewhere does not take their own place.
             let others = users::administrators().into_iter().chain(users::people());
             let others = others.filter(|user| user.uid != 0);
             // They come from where root does.
-            let others = others.map(|user| Admin { user, from: admin.from, listed: false });
+            let mut others = others.map(|user| Admin { user, from: admin.from, listed: false });
+            let becomes_root =
+                |other: &&Admin| other.user.uid != 0 && users::becomes_root(&other.user);
             admin.user.uid == 0
                 && !admin.listed
-                && (enters.iter().any(|other| is_other(other) && users::becomes_root(&other.user))
-                    || others.into_iter().any(|other| {
-                        users::becomes_root(&other.user) && gets_in(&other, &then, &keys)
-                    }))
+                && (enters.iter().copied().any(|other| becomes_root(&other))
+                    || others.any(|other| becomes_root(&&other) && gets_in(&other, &then, &keys)))
         };
         for (admin, Obstacle { why, fix }) in lost {
-            let message = format!("{} could not log in any more: {why}", admin.user.name);
             if !is_replaced(admin) {
+                let message = format!("{} could not log in any more: {why}", admin.user.name);
                 risks.push(Risk { message, fix });
             }
         }
@@ -278,26 +279,6 @@ pub fn loopback(before: &Observed, plan: &Plan) -> Option<Risk> {
             addresses.join(" and ")
         ),
         fix: "add an address that others reach to `listen`".to_owned(),
-    })
-}
-
-/// Says so where clients know this host by a key that it would not show them any more. (What a profile leaves
-/// out it tells itself.)
-pub fn other_host_keys(
-    files: &Files,
-    before: &Observed,
-    plan: &Plan,
-    then: &Effective,
-) -> Option<String> {
-    let Verdict::Valid(now) = &before.effective else { return None };
-    let (now, then) = (keys::shown(files, now)?, keys::shown(files, then)?);
-    let of_profile = plan.expect.at_least.iter().any(|keyword| same(keyword, "HostKeyAlgorithms"));
-    let lost: Vec<String> = now.into_iter().filter(|kind| !then.contains(kind)).collect();
-    (!lost.is_empty() && !of_profile).then(|| {
-        format!(
-            "clients that know this host by its {} key alone ask about another of its keys, or refuse it",
-            lost.join(" and ")
-        )
     })
 }
 

@@ -35,23 +35,15 @@ pub struct Expiry {
 }
 
 impl Expiry {
-    /// `YYYYMMDD[HHMM[SS]]`, with a `Z` for UTC (sshd(8)).
-    fn read(text: &str) -> Self {
-        let digits = text.trim_end_matches(['Z', 'z']);
-        Self { digits: format!("{digits:0<14}"), utc: digits.len() < text.len() }
-    }
-
-    /// Whether a text is such a time: a day, with a time of that day or without.
-    fn is_one(text: &str) -> bool {
-        let digits = text.strip_suffix(['Z', 'z']).unwrap_or(text);
-        let formats = ["%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S"];
-        let format =
-            formats.into_iter().zip([8, 12, 14]).find(|(_, length)| *length == digits.len());
-        format.is_some_and(|(format, length)| {
-            let day = jiff::civil::Date::strptime("%Y%m%d", digits.get(..8).unwrap_or_default());
-            let whole = length == 8 || jiff::civil::DateTime::strptime(format, digits).is_ok();
-            day.is_ok() && whole
-        })
+    /// `YYYYMMDD[HHMM[SS]]`, with a `Z` for UTC (sshd(8)); `None` where it is no such time.
+    fn read(text: &str) -> Option<Self> {
+        let (day, utc) = match text.strip_suffix(['Z', 'z']) {
+            Some(day) => (day, true),
+            None => (text, false),
+        };
+        let digits = format!("{day:0<14}");
+        let is_time = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", &digits).is_ok();
+        ([8, 12, 14].contains(&day.len()) && is_time).then_some(Self { digits, utc })
     }
 
     /// Whether it lies before a time.
@@ -127,7 +119,7 @@ fn read_line(line: &str) -> Option<(FreeKey, bool)> {
         algorithm: algorithm.to_owned(),
         line: format!("{algorithm} {key}"),
         from: value("from").map(|(_, list)| list.clone()),
-        expires: value("expiry-time").map(|(_, time)| Expiry::read(time)),
+        expires: value("expiry-time").and_then(|(_, time)| Expiry::read(time)),
     };
     is_algorithm(algorithm).then_some((found, value("command").is_none()))
 }
@@ -140,18 +132,19 @@ fn options_of(mut text: &str) -> Option<Vec<(String, String)>> {
         let end = outside_quotes(text, |c| c == ',').unwrap_or(text.len());
         let (option, rest) = text.split_at(end);
         text = rest.strip_prefix(',').unwrap_or(rest);
-        let (name, value) = match option.split_once('=') {
-            _ if option.is_empty() => continue,
-            None => (option.to_ascii_lowercase(), String::new()),
-            Some((name, value)) => {
-                let value = value.strip_prefix('"')?.strip_suffix('"')?.replace("\\\"", "\"");
-                (name.to_ascii_lowercase(), value)
-            }
+        if option.is_empty() {
+            continue;
+        }
+        let (name, value) = option.split_once('=').map_or((option, None), |(n, v)| (n, Some(v)));
+        let name = name.to_ascii_lowercase();
+        let value = match value {
+            None if is_flag(&name) => String::new(),
+            None => return None,
+            Some(value) => value.strip_prefix('"')?.strip_suffix('"')?.replace("\\\"", "\""),
         };
         let once = ["command", "from", "principals"].contains(&name.as_str());
         let again = once && options.iter().any(|(other, _)| *other == name);
-        let is_right = if option.contains('=') { is_value(&name, &value) } else { is_flag(&name) };
-        if again || !is_right {
+        if again || (option.contains('=') && !is_value(&name, &value)) {
             return None;
         }
         options.push((name, value));
@@ -173,7 +166,7 @@ fn is_value(name: &str, value: &str) -> bool {
     match name {
         "command" | "principals" => true,
         "from" => is_address_list(value),
-        "expiry-time" => Expiry::is_one(value),
+        "expiry-time" => Expiry::read(value).is_some(),
         "environment" => value.split_once('=').is_some_and(|(name, _)| {
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         }),
@@ -270,7 +263,7 @@ mod tests {
         let plain = free_key("ssh-ed25519 AAAA from=\"10.0.0.1\"");
         assert_eq!((plain.from, plain.expires), (None, None));
         let now: jiff::Zoned = "2030-01-02T01:30:00+02:00[+02:00]".parse().unwrap();
-        let is_over = |text: &str| Expiry::read(text).is_before(&now);
+        let is_over = |text: &str| Expiry::read(text).unwrap().is_before(&now);
         assert!(is_over("20300102") && is_over("203001020129") && is_over("20300101232959Z"));
         assert!(!is_over("203001020130") && !is_over("203001012331Z") && !is_over("20300103"));
         assert_eq!(key.expires.unwrap().to_string(), "20300102000000");

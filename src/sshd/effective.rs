@@ -1,6 +1,6 @@
 //! What `sshd -T` prints: the configuration in effect, outside any Match block.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -44,8 +44,7 @@ impl Effective {
 
     /// Keywords whose values differ.
     pub fn differences(&self, other: &Self) -> Vec<String> {
-        let keywords: std::collections::BTreeSet<&String> =
-            self.values.keys().chain(other.values.keys()).collect();
+        let keywords: BTreeSet<&String> = self.values.keys().chain(other.values.keys()).collect();
         let differs = |keyword: &&String| self.values.get(*keyword) != other.values.get(*keyword);
         keywords.into_iter().filter(differs).cloned().collect()
     }
@@ -68,23 +67,19 @@ impl Effective {
         let words = |text: &String| -> Vec<String> {
             split_args(text).iter().map(|word| normal(keyword, word)).collect()
         };
-        let printed: Vec<Vec<String>> = self.get(keyword).iter().map(words).collect();
         let wanted: Vec<Vec<String>> = lines.iter().map(words).collect();
+        let printed = || self.get(keyword).iter();
         match repeats(keyword) {
-            Repeats::FirstWins => printed == wanted,
+            Repeats::FirstWins => printed().map(words).eq(wanted),
             Repeats::Accumulates => {
                 // AllowUsers a b: printed as one line for each, without quotes; the order has no meaning.
-                let printed =
-                    vec![self.get(keyword).iter().map(|word| normal(keyword, word)).collect()];
-                let flat = |lines: Vec<Vec<String>>| {
-                    let mut words: Vec<String> = lines.into_iter().flatten().collect();
-                    words.sort();
-                    words.dedup();
-                    words
-                };
-                flat(printed) == flat(wanted)
+                let printed: BTreeSet<_> = printed().map(|word| normal(keyword, word)).collect();
+                printed == wanted.into_iter().flatten().collect()
             }
-            Repeats::OnePerName => wanted.iter().all(|line| printed.contains(line)),
+            Repeats::OnePerName => {
+                let printed: Vec<_> = printed().map(words).collect();
+                wanted.iter().all(|line| printed.contains(line))
+            }
         }
     }
 }
@@ -100,9 +95,8 @@ fn normal(keyword: &str, word: &str) -> String {
             "yes".into()
         }
         lower if matches!(lower, "yes" | "no" | "none" | "any") => lower.to_owned(),
-        lower if is(&"gatewayports") => lower.to_owned(),
-        lower if keyword.eq_ignore_ascii_case("loglevel") => lower.to_owned(),
-        _ if TIMES.iter().any(|time| keyword.eq_ignore_ascii_case(time)) => {
+        lower if is(&"gatewayports") || is(&"loglevel") => lower.to_owned(),
+        _ if TIMES.iter().any(is) => {
             seconds(word).map_or_else(|| word.to_owned(), |seconds| seconds.to_string())
         }
         _ if is(&"rekeylimit") => bytes(word).map_or_else(|| word.to_owned(), |n| n.to_string()),

@@ -11,7 +11,9 @@
 //! any process can go on after a crash: the worker that systemd starts again, the guard when its
 //! time comes, recovery at the next boot, the next harden.
 
+mod along;
 mod bridge;
+mod comeback;
 pub mod confirm;
 pub mod decision;
 pub mod follow;

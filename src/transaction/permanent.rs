@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::journal::Record;
 use super::run::{Run, boots};
-use super::steps;
+use super::{along, steps};
 use crate::observe::Observed;
-use crate::plan::Op;
 use crate::sys::fault::point;
 
 /// How long it may take: as long as the confirmation, within reason.
@@ -31,9 +30,9 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
     if attempts >= ATTEMPTS {
         return Err(format!("making it permanent died {attempts} times"));
     }
-    let along = stopped_along(run, attempts);
+    let along = along::stopped(run, attempts == 0);
     if attempts > 0 && prove(run).is_ok() {
-        steps::bring_along(run, &along);
+        along::start(run, &along);
         return Ok(());
     }
     if attempts == 0 {
@@ -46,19 +45,8 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
     let mut steps = run.permanent();
     steps.retain(|(index, _)| !done.contains(index));
     steps::execute(run, &steps, deadline).map_err(|error| error.to_string())?;
-    steps::bring_along(run, &along);
+    along::start(run, &along);
     prove(run)
-}
-
-/// The units that stop along with sshd's. What somebody has stopped before any of those was touched is theirs.
-fn stopped_along(run: &Run, attempts: usize) -> Vec<String> {
-    let mut along = run.before.dependents.clone();
-    let untouched =
-        attempts == 0 && !run.trial().iter().any(|(_, step)| matches!(step.op, Op::Stop(_)));
-    if untouched {
-        along.retain(|name| run.machine.unit(name).is_ok_and(|unit| unit.is_active()));
-    }
-    along
 }
 
 /// An edit of any file that was planned with makes the plan stale: what sshd will be is no longer

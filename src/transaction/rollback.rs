@@ -10,11 +10,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::comeback::{Back, RESTART};
 use super::journal::Record;
-use super::machine::{JOB, Machine, STEADY};
+use super::machine::{JOB, Machine};
 use super::run::Run;
 use super::steps::forgive;
-use super::{Outcome, bridge, guard, run, steps};
+use super::{Outcome, along, bridge, comeback, guard, run};
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::plan::{Bridge, Op, Role, held};
@@ -23,19 +24,7 @@ use crate::sys::units::Unit;
 use crate::sys::{Files, Image, Result};
 
 /// How long the old listeners may take to come back.
-const LISTENERS: Duration = Duration::from_secs(10);
-/// How long a service that listens already may take to say that it has started: somewhat longer than systemd
-/// waits by default (systemd-system.conf(5), DefaultTimeoutStartSec=).
-const STARTED: Duration = Duration::from_secs(100);
-/// How long a unit rests at most that somebody restarts: it is stopped first. (A model of a host waits for
-/// nothing.)
-const RESTART: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 1000 });
-/// How long systemd's own next tries count after a start that has failed.
-const TRIES: Duration = Duration::from_secs(3);
-/// How often an sshd may end before it is one that comes and goes.
-const ENDS: u32 = 3;
-/// How long an sshd has to last after one that has ended or failed. (A model of a host waits for nothing.)
-const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 2000 });
+pub(super) const LISTENERS: Duration = Duration::from_secs(10);
 
 /// What has to be undone, worked out from the records alone. Pure.
 #[derive(Debug, Default, PartialEq)]
@@ -279,17 +268,6 @@ fn listen_where_nobody_does(run: &mut Run) -> std::result::Result<(), Error> {
     Ok(())
 }
 
-/// What has become of the old owners.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Back {
-    /// They have started, hold their listeners, and last.
-    Lasting,
-    /// They run, and something is missing; or nothing is known of them.
-    Partly,
-    /// They have not started, or come and go.
-    Unsteady,
-}
-
 /// The way back as it is gone: on past failures, which are kept.
 struct Way<'r, 'm> {
     run: &'r mut Run<'m>,
@@ -368,7 +346,8 @@ impl Way<'_, '_> {
                 self.start_units(&before, undo.ended);
             }
             self.pass(format_args!("rollback.started"));
-            let back = self.are_back(&before);
+            let has_failed = !self.failures.is_empty();
+            let back = comeback::wait(self.run, &before, has_failed);
             if back != Back::Lasting {
                 self.call_off(&before, back);
                 if let Err(error) = listen_where_nobody_does(self.run) {
@@ -377,7 +356,7 @@ impl Way<'_, '_> {
                     return;
                 }
             }
-            steps::bring_along(self.run, &before.dependents);
+            along::start(self.run, &before.dependents);
         }
         self.drop_bridge(Role::Trial);
         self.pass(format_args!("rollback.done"));
@@ -459,75 +438,6 @@ impl Way<'_, '_> {
         // An orphaned sshd that was ended cannot come back; never leave the host without any.
         if ended && units.into_iter().all(|unit| !unit.is_active()) {
             self.attempt(machine.job("StartUnit", &before.service.name, JOB));
-        }
-    }
-
-    /// Whether the old owners have started, and hold their listeners; that may take a moment. What listens
-    /// while its start does not come to an end, or fails again and again, is no way in that lasts.
-    fn are_back(&mut self, before: &Observed) -> Back {
-        let wanted = held(before);
-        let has_failed = !self.failures.is_empty();
-        let begun = Instant::now();
-        let (mut steady, mut first, mut last, mut resting) = (begun, None, None, None);
-        // Since when is waited: somebody may restart it, and that takes as long as a start.
-        let mut since = begun;
-        let mut is_told = false;
-        let mut ended = 0;
-        loop {
-            let Ok(now) = self.run.machine.observe() else { return Back::Partly };
-            let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
-            let mut owners = owners.into_iter().filter(|(was, _)| was.is_active());
-            let rests = |unit: &Unit| matches!(unit.active.as_str(), "failed" | "inactive");
-            if !owners.clone().any(|(_, is)| rests(is)) {
-                resting = None;
-            } else if resting.get_or_insert_with(Instant::now).elapsed() >= RESTART {
-                return if has_failed || ended > 0 { Back::Unsteady } else { Back::Partly };
-            }
-            let listens = held(&now);
-            let listens = wanted.iter().all(|at| listens.contains(at));
-            let sshd = now.service.main_pid;
-            let is_back = listens && owners.all(|(_, is)| is.is_active());
-            // Behind a socket there may be none yet.
-            if last.is_some_and(|last| last != sshd && last != 0) {
-                ended += 1;
-                since = Instant::now();
-                last = None;
-            }
-            if !is_back || last.is_none() {
-                steady = Instant::now();
-            }
-            if is_back {
-                last = Some(sshd);
-            }
-            // An sshd that has ended may do so again.
-            let unsteady = has_failed || ended > 0;
-            if is_back && steady.elapsed() >= if unsteady { AGAIN } else { STEADY } {
-                return Back::Lasting;
-            }
-            if ended >= ENDS {
-                return Back::Unsteady;
-            }
-            let hangs = listens && now.service.active == "activating";
-            if hangs && !is_told && begun.elapsed() > TRIES {
-                let name = &before.service.name;
-                let limit = STARTED.as_secs();
-                self.run.note(&format!(
-                    "{name} listens, and has not said that it has started: waiting {limit} s at most"
-                ));
-                is_told = true;
-            }
-            let limit = match has_failed {
-                // Somewhat later than systemd, which may call it off itself.
-                _ if listens && *first.get_or_insert(sshd) == sshd => STARTED,
-                true => TRIES,
-                false => LISTENERS,
-            };
-            // Who is back in time may show that it lasts.
-            let is_late = !is_back || steady > since + limit;
-            if since.elapsed() > limit && is_late {
-                return if unsteady { Back::Unsteady } else { Back::Partly };
-            }
-            std::thread::sleep(Duration::from_millis(50));
         }
     }
 

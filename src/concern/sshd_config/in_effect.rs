@@ -109,11 +109,9 @@ fn defeated(
 ) -> Option<By> {
     // A block counts for nobody where an earlier one means all whom it means, and says it first.
     let blocks: Vec<Block> = all.iter().map(|(block, _)| *block).collect();
-    let hides = |later: &Block, one: &Block| {
-        one.id < later.id && one.within.is_none() && include(one.criteria, later.criteria, release)
-    };
     let first_wins = follows(keyword, release) == Follows::First;
-    let counts = |block: &Block| !first_wins || !blocks.iter().any(|one| hides(block, one));
+    let counts =
+        |block: &Block| !first_wins || !blocks.iter().any(|one| hides(one, block, release));
     let mut others = all.into_iter().filter(|(block, _)| !is_own(block.path) && counts(block));
     others.find_map(|(block, chosen)| {
         let mut followed = chosen.followed;
@@ -133,6 +131,13 @@ fn defeated(
     })
 }
 
+/// Whether a block means all whom a later one means.
+fn hides(block: &Block, later: &Block, release: &Release) -> bool {
+    block.id < later.id
+        && block.within.is_none()
+        && include(block.criteria, later.criteria, release)
+}
+
 /// Of the blocks that apply the first wins; of some keywords all of them count.
 fn contested(
     criteria: &str,
@@ -148,14 +153,11 @@ fn contested(
         let nothing = "nothing that reads it".to_owned();
         return Some((criteria.to_owned(), reading.main().display().to_string(), nothing));
     };
-    let first_wins =
-        matches!(follows(keyword, reading.release()), Follows::First | Follows::FirstThatSays);
+    let release = reading.release();
+    let first_wins = matches!(follows(keyword, release), Follows::First | Follows::FirstThatSays);
     // Blocks of the spec that overlap are in the order that it gives them; one of which an earlier one leaves
     // nothing is a mistake.
-    let release = reading.release();
-    let hides =
-        |block: &Block| block.id < ours.id && include(block.criteria, ours.criteria, release);
-    let others = all.iter().filter(|(block, _)| !is_own(block.path) || hides(block));
+    let others = all.iter().filter(|(block, _)| !is_own(block.path) || hides(block, ours, release));
     let others = others.filter(|(block, _)| !first_wins || block.id < ours.id);
     let mut said = others.map(|(block, chosen)| (block, chosen)).chain([(ours, chosen)]);
     let (block, chosen) = said.find(|(_, chosen)| !says(keyword, lines, &chosen.followed))?;

@@ -128,7 +128,11 @@ pub(in crate::doctor) fn blocked(sight: &Sight) -> Option<Finding> {
     if let Some(found) = masked(service, socket, &evidence) {
         return Some(found);
     }
-    if let Some(found) = condition(sight, &evidence) {
+    if let Some(found) = not_to_be_run(sight, &evidence) {
+        return Some(found);
+    }
+    // Behind a socket that is of the last start, and the next one asks anew.
+    if let Some(found) = condition(sight, &evidence).filter(|_| !socket.is_active()) {
         return Some(found);
     }
     if let (Verdict::Valid(_), Verdict::Invalid(said)) = (&sight.case.files, &observed.effective) {
@@ -180,8 +184,8 @@ pub(in crate::doctor) fn not_enabled(sight: &Sight) -> Option<Finding> {
         !unit.is_masked() && (!is_left_out || !unit.wanted_by.is_empty())
     };
     let runs = units.into_iter().find(|unit| unit.is_active())?;
-    if sight.case.observed.not_to_be_run {
-        return condition(sight, &states(sight));
+    if let Some(found) = not_to_be_run(sight, &states(sight)) {
+        return Some(found);
     }
     if units.iter().any(starts) {
         return None;
@@ -220,21 +224,25 @@ fn masked(service: &Unit, socket: &Unit, evidence: &[String]) -> Option<Finding>
     Some(finding("masked", format!("{unit} is masked: {so}"), evidence.to_vec(), command(fix)))
 }
 
-/// A condition of the unit's does not hold.
-fn condition(sight: &Sight, evidence: &[String]) -> Option<Finding> {
-    let observed = &sight.case.observed;
-    let (service, socket) = (&observed.service, &observed.socket);
-    if observed.not_to_be_run {
-        let name = &service.name;
-        return Some(finding(
+/// The file is there that keeps Debian's and Ubuntu's units from starting.
+fn not_to_be_run(sight: &Sight, evidence: &[String]) -> Option<Finding> {
+    let name = &sight.case.observed.service.name;
+    sight.case.observed.not_to_be_run.then(|| {
+        finding(
             "condition",
             format!(
                 "{NOT_TO_BE_RUN} is there, so {name} does not start, and says that all is well"
             ),
             evidence.to_vec(),
             command(format!("rm {NOT_TO_BE_RUN} && systemctl start {name}")),
-        ));
-    }
+        )
+    })
+}
+
+/// A condition of the unit's did not hold when it was to start.
+fn condition(sight: &Sight, evidence: &[String]) -> Option<Finding> {
+    let observed = &sight.case.observed;
+    let (service, socket) = (&observed.service, &observed.socket);
     let unit = [service, socket].into_iter().find(|unit| !unit.unmet.is_empty())?;
     let unmet = unit.unmet.first()?;
     let key = unmet.split('=').next().unwrap_or(unmet);
