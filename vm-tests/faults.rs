@@ -307,6 +307,10 @@ fn a_second_harden_is_refused() {
     machine.apply_in_background("60s");
     let second = machine.apply().code(1);
     assert!(second.stderr.contains("another harden"), "{second:?}");
+    let holder = second.stderr.split_once("(process ").and_then(|(_, rest)| rest.split_once(')'));
+    let holder = holder.unwrap_or_else(|| panic!("{second:?}")).0;
+    let line = machine.exec(&format!("tr '\\0' ' ' </proc/{holder}/cmdline")).code(0).stdout;
+    assert!(line.contains("harden worker"), "{line}");
     let plan = machine.exec("harden plan spec.yaml").code(1);
     assert!(plan.stderr.contains("is open"), "{plan:?}");
     machine.exec("harden rollback").code(0);

@@ -272,10 +272,9 @@ fn login(observed: &Observed, plan: &Plan, operator: &str) -> Vec<String> {
     let user = if operator == "root" && root_stays_out { "USER" } else { operator };
     let mut words = vec!["ssh".to_owned(), "-p".to_owned(), port];
     if user == "root" {
-        words.extend([format!("{user}@{host}"), sys::own_command(), "confirm".to_owned()]);
+        words.extend([format!("{user}@{host}"), sys::own_remote_command(true), "confirm".into()]);
     } else {
-        // Where sudo looks for programs (sudoers(5), secure_path) /usr/local may be missing.
-        let program = sys::own_path().display().to_string();
+        let program = sys::own_remote_command(false);
         // sudo may ask for a password.
         words.push("-t".to_owned());
         words.extend([format!("{user}@{host}"), "sudo".into(), program, "confirm".into()]);

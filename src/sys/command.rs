@@ -90,3 +90,24 @@ impl Command {
         })
     }
 }
+
+/// A word as a shell reads it back, quoted where that is needed (sh(1), "Quoting").
+pub fn shell_word(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shell_word;
+
+    #[test]
+    fn a_shell_reads_words_as_they_are() {
+        assert_eq!(shell_word("a b'$c"), r"'a b'\''$c'");
+        assert_eq!(shell_word(""), "''");
+        assert_eq!(shell_word("/usr/sbin/sshd"), "/usr/sbin/sshd");
+    }
+}

@@ -402,6 +402,24 @@ impl Files {
             }
         }
     }
+
+    /// The process that holds the lock on a file, where the kernel tells it (`proc_locks(5)`).
+    pub fn lock_holder(&self, path: &Path) -> Option<u32> {
+        let meta = fs::metadata(self.real(path)).ok()?;
+        let (major, minor) = (nix::sys::stat::major(meta.dev()), nix::sys::stat::minor(meta.dev()));
+        let file = format!("{major:02x}:{minor:02x}:{}", meta.ino());
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        holder(&locks, &file)
+    }
+}
+
+/// Who holds a lock by flock(2) in a table of locks; nobody that this process cannot see has a number.
+fn holder(locks: &str, file: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, process, locked, ..] = *words else { return None };
+        (locked == file).then(|| process.parse().ok()).flatten().filter(|process| *process > 0)
+    })
 }
 
 /// A name in the same folder that neither sshd's `*.conf` nor systemd's `*.conf` picks up.
@@ -456,6 +474,16 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_holder_of_a_lock_is_read() {
+        let locks = "1: POSIX  ADVISORY  WRITE 17 00:19:5 0 EOF\n\
+                     1: -> FLOCK  ADVISORY  WRITE 19 00:19:5 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 18 00:19:5 0 EOF\n";
+        assert_eq!(holder(locks, "00:19:5"), Some(18));
+        assert_eq!(holder(locks, "00:19:6"), None);
+        assert_eq!(holder("2: FLOCK  ADVISORY  WRITE 0 00:19:5 0 EOF\n", "00:19:5"), None);
+    }
 
     #[test]
     fn an_image_puts_a_file_back_to_the_byte() {

@@ -117,15 +117,17 @@ pub fn own_path() -> PathBuf {
     std::env::current_exe().unwrap_or_else(|_| PathBuf::from("harden"))
 }
 
-/// How this program is called in a new session: by its name where that is found, else by its path.
-pub fn own_command() -> String {
+/// How this program is called in a session that ssh(1) opens: by its name where it is found (not by sudo, for
+/// which /usr/local may be missing: sudoers(5), secure_path), else by its path.
+pub fn own_remote_command(has_path: bool) -> String {
     let path = own_path();
     let usual = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
     match (path.parent().and_then(|folder| folder.to_str()), path.file_name()) {
-        (Some(folder), Some(name)) if usual.contains(&folder) => {
+        (Some(folder), Some(name)) if has_path && usual.contains(&folder) => {
             name.to_string_lossy().into_owned()
         }
-        _ => path.display().to_string(),
+        // One shell here, and one there.
+        _ => command::shell_word(&command::shell_word(&path.display().to_string())),
     }
 }
 

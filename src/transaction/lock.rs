@@ -33,9 +33,11 @@ impl Lock {
     /// A refusal where another harden holds it.
     pub fn take(files: &Files) -> Result<Self, Error> {
         Self::try_take(files)?.ok_or_else(|| {
+            let holder = files.lock_holder(&Path::new(RUNTIME).join("lock"));
+            let holder = holder.map_or_else(String::new, |id| format!(" (process {id})"));
             Refusal::new(
                 "locked",
-                "another harden is changing this host",
+                format!("another harden is changing this host{holder}"),
                 "`harden status` shows what it does; where it shows nothing, the other one waits for \
                  an answer on its terminal",
             )

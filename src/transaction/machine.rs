@@ -102,8 +102,8 @@ pub(super) const JOB: Duration = Duration::from_secs(30);
 /// How long after a start listeners may take to appear.
 const LISTENERS: Duration = Duration::from_secs(10);
 /// How long an sshd that listens has to do so before another listener goes for it: some end just after they have
-/// said that they have started. (A model of a host waits for nothing.)
-pub(super) const STEADY: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 500 });
+/// said that they have started.
+pub(super) const STEADY: Duration = Duration::from_millis(500);
 /// How often a listener of a trial may be spoken to before it counts as one that does not answer.
 const GREETINGS: u32 = 6;
 /// How long a stopped sshd's listener may stay open in a child of it.

@@ -145,7 +145,8 @@ fn left(
     mut failures: Vec<String>,
 ) -> Vec<String> {
     let ours: BTreeSet<&PathBuf> = undo.paths.iter().map(|(path, _)| path).collect();
-    let deadline = Instant::now() + RESTART;
+    // (A model of a host changes by what is done to it alone.)
+    let deadline = Instant::now() + if cfg!(test) { Duration::ZERO } else { RESTART };
     let (strangers, moved) = loop {
         let mut now = match settled(run) {
             Ok(now) => now,
