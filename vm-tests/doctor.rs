@@ -222,9 +222,30 @@ fn units_that_stand_in_the_way() {
     let said = is_named(&machine, "condition");
     assert!(said.contains("ConditionHost=elsewhere") && said.contains(drop_in), "{said}");
 
+    with("[Unit]\nAssertPathExists=/nowhere");
+    let said = is_named(&machine, "condition");
+    assert!(said.contains("AssertPathExists=/nowhere") && !said.contains("all is well"), "{said}");
+
+    machine.root().write("/etc/systemd/system/needed.service", "[Service]\nExecStart=/bin/false\n");
+    with("[Unit]\nBindsTo=needed.service\nAfter=needed.service");
+    let said = is_named(&machine, "dependency");
+    assert!(said.contains("without needed.service, which has failed"), "{said}");
+
+    with("PrivateNetwork=yes");
+    is_named(&machine, "own-network");
+    with("Type=simple\nExecStart=\nExecStart=/usr/bin/sleep infinity");
+    assert!(is_named(&machine, "other-program").contains("runs sleep, and not sshd"));
+
     machine.sh(&format!(
         "rm {drop_in}; systemctl daemon-reload; systemctl reset-failed; systemctl restart ssh.service"
     ));
+    is_healthy(&machine);
+    let ports: String = (2201..2220).map(|port| format!("Port {port}\n")).collect();
+    machine.root().write("/etc/ssh/sshd_config.d/ports.conf", &ports);
+    machine.exec("systemctl restart ssh.service");
+    is_named(&machine, "too-many");
+    machine.root().remove("/etc/ssh/sshd_config.d/ports.conf");
+    machine.sh("systemctl reset-failed; systemctl restart ssh.service");
     is_healthy(&machine);
     machine.sh("mkdir keys; mv /etc/ssh/ssh_host_* keys; systemctl stop ssh.service");
     is_named(&machine, "no-host-keys");
@@ -289,7 +310,6 @@ fn a_socket_whose_sshd_runs() {
     assert!(said.contains("systemctl stop ssh.service && "), "{said}");
 }
 
-/// Ubuntu's ssh.service does not start without its socket.
 /// A socket that listens is of no use where nothing can start the service behind it.
 #[test]
 fn the_service_behind_a_socket_cannot_start() {
@@ -325,6 +345,7 @@ fn the_service_behind_a_socket_cannot_start() {
     assert_eq!(causes, ["not-enabled"], "{report:#}");
 }
 
+/// Ubuntu's ssh.service does not start without its socket.
 #[test]
 fn the_socket_is_masked() {
     let machine = Machine::boot(Suite::UbuntuLike, |root| root.socket_owns_port(Suite::UbuntuLike));

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
-use harden::doctor::{Case, Finding, GENERATORS, diagnose};
+use harden::doctor::{Case, Finding, GENERATORS, Running, diagnose};
 use harden::error::{Error, exit};
 use harden::observe::{self, Ahead};
 use harden::report::{human, json};
 use harden::sys::Files;
+use harden::sys::process::Process;
+use harden::sys::units::Unit;
 
 use super::plan::refuse_open;
 use super::{complain, need_root, print_json, say};
@@ -52,6 +54,14 @@ fn diagnosed() -> Result<(Vec<Finding>, Vec<String>), Error> {
         observe::ask_sshd(None, &[])
     };
     let ungenerated = observe::last_change(&files, &observed.config, None) > systemd.generated()?;
-    let case = Case { observed, files: says, generator, ungenerated };
+    let running = Process::read(observed.service.main_pid).map(|sshd| Running {
+        inherits: sshd.variable("LISTEN_FDS").is_some(),
+        apart: sshd.has_own_network(),
+        program: sshd.program,
+    });
+    let has_failed =
+        |name: &&String| Unit::read(&systemd, name).is_ok_and(|unit| unit.active == "failed");
+    let failed = observed.service.requires.iter().filter(has_failed).cloned().collect();
+    let case = Case { observed, files: says, generator, ungenerated, running, failed };
     Ok((diagnose(&case), unseen))
 }

@@ -10,7 +10,7 @@ use crate::sshd::reading::Effect;
 use crate::sshd::{Effective, options};
 
 /// sshd serves at most this many sockets (servconf.h, `MAX_LISTEN_SOCKS`).
-const MAX_SOCKETS: usize = 16;
+pub const MAX_SOCKETS: usize = 16;
 
 /// Who binds the port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

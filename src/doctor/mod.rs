@@ -24,6 +24,21 @@ pub struct Case {
     pub generator: Option<std::path::PathBuf>,
     /// Whether sshd_config has changed since that last ran.
     pub ungenerated: bool,
+    /// What ssh.service runs.
+    pub running: Option<Running>,
+    /// Units without which ssh.service does not start, and that have failed.
+    pub failed: Vec<String>,
+}
+
+/// The main process of ssh.service.
+#[derive(Debug, Clone)]
+pub struct Running {
+    /// File name of its program.
+    pub program: String,
+    /// Whether systemd has given it sockets (sd_listen_fds(3)).
+    pub inherits: bool,
+    /// Whether it has a network namespace of its own.
+    pub apart: bool,
 }
 
 /// Where Ubuntu's openssh-server has its generator.

@@ -1,7 +1,9 @@
 //! The keys that users have on this host, and whether a configuration takes them.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::Admin;
 use crate::sshd::Effective;
@@ -15,7 +17,18 @@ use crate::sys::{Command, Files};
 pub(super) struct Keys<'a> {
     pub(super) files: &'a Files,
     /// For copies of single keys.
-    pub(super) folder: &'a Path,
+    folder: &'a Path,
+    /// Keys by their lines, as ssh-keygen(1) has read them: none where a line is no key.
+    read: Mutex<BTreeMap<String, Option<Print>>>,
+}
+
+/// What ssh-keygen(1) tells of a key.
+#[derive(Debug, Clone)]
+pub(super) struct Print {
+    /// Its length.
+    bits: u32,
+    /// `SHA256:…`.
+    pub(super) fingerprint: String,
 }
 
 /// A public key of a user's.
@@ -23,15 +36,23 @@ pub(super) struct Keys<'a> {
 pub(super) struct Key {
     /// Its line.
     line: FreeKey,
-    /// Its length in bits.
-    bits: u32,
-    /// `SHA256:…`.
-    pub(super) fingerprint: String,
+    /// What it is.
+    pub(super) print: Print,
     /// Where it stands.
     file: PathBuf,
 }
 
-impl Keys<'_> {
+impl<'a> Keys<'a> {
+    /// With a folder for copies of single keys.
+    pub(super) fn new(files: &'a Files, folder: &'a Path) -> Self {
+        Self { files, folder, read: Mutex::default() }
+    }
+
+    /// Has a user's keys read before they are asked for.
+    pub(super) fn read_ahead(&self, user: &User, effective: &Effective) {
+        self.of(user, effective);
+    }
+
     /// The keys that a configuration takes for a session of the user's.
     pub(super) fn accepted(&self, admin: &Admin, effective: &Effective) -> Vec<Key> {
         let mut keys = self.of(&admin.user, effective);
@@ -71,22 +92,41 @@ impl Keys<'_> {
         keys.into_iter().zip(&texts).flat_map(of).collect()
     }
 
-    /// The keys of a file as ssh-keygen(1) reads them, without those that it does not.
+    /// The keys of a file, without what is none.
     fn keys(&self, lines: &[FreeKey], file: &Path) -> Vec<Key> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let unread = lines.iter().map(|line| line.line.as_str());
+        let unread: Vec<&str> = unread.filter(|line| !read.contains_key(*line)).collect();
+        let prints = self.prints(&unread);
+        read.extend(unread.into_iter().map(str::to_owned).zip(prints));
+        let key = |line: &FreeKey| {
+            let print = read.get(&line.line)?.clone()?;
+            Some(Key { line: line.clone(), print, file: file.to_owned() })
+        };
+        lines.iter().filter_map(key).collect()
+    }
+
+    /// Lines as ssh-keygen(1) reads them.
+    fn prints(&self, lines: &[&str]) -> Vec<Option<Print>> {
+        let mut prints = vec![None; lines.len()];
         if lines.is_empty() {
-            return Vec::new();
+            return prints;
         }
         // It tells of each key its comment.
-        let numbered = lines.iter().enumerate().map(|(at, line)| format!("{} {at}\n", line.line));
+        let numbered = lines.iter().enumerate().map(|(at, line)| format!("{line} {at}\n"));
         let told = self.keygen(&numbered.collect::<String>(), &["-l", "-E", "sha256", "-f"]);
-        let told = told.unwrap_or_default();
-        let keys = told.lines().filter_map(|told| {
+        for told in told.unwrap_or_default().lines() {
             let mut words = told.split(' ');
-            let (bits, fingerprint) = (words.next()?.parse().ok()?, words.next()?.to_owned());
-            let line = lines.get(words.next()?.parse::<usize>().ok()?)?.clone();
-            Some(Key { line, bits, fingerprint, file: file.to_owned() })
-        });
-        keys.collect()
+            let mut print = || {
+                let (bits, fingerprint) = (words.next()?.parse().ok()?, words.next()?.to_owned());
+                let at = words.next()?.parse::<usize>().ok()?;
+                Some((at, Print { bits, fingerprint }))
+            };
+            if let Some((at, print)) = print().filter(|(at, _)| *at < lines.len()) {
+                prints[at] = Some(print);
+            }
+        }
+        prints
     }
 
     /// What ssh-keygen(1) says of public keys, a file with which follows the arguments.
@@ -140,9 +180,10 @@ impl Keys<'_> {
         }
         let least =
             effective.get("requiredrsasize").first().and_then(|bits| bits.parse::<u32>().ok());
-        if let Some(least) = least.filter(|least| algorithm == "ssh-rsa" && key.bits < *least) {
+        if let Some(least) = least.filter(|least| algorithm == "ssh-rsa" && key.print.bits < *least)
+        {
             return Some((
-                format!("RequiredRSASize is {least}, and {name}'s key has {} bits", key.bits),
+                format!("RequiredRSASize is {least}, and {name}'s key has {} bits", key.print.bits),
                 another,
             ));
         }
@@ -165,7 +206,7 @@ impl Keys<'_> {
         let told = self.keygen(&format!("{}\n", key.line.line), &["-Q", "-f", list])?;
         let listed = String::from_utf8_lossy(&text).contains(&key.line.line);
         (listed || told.contains("REVOKED")).then(|| {
-            let print = &key.fingerprint;
+            let print = &key.print.fingerprint;
             let fix = format!("take the key off {list}, or give {name} another one first");
             (format!("RevokedKeys {list} has {name}'s key {print}"), fix)
         })

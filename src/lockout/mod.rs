@@ -182,7 +182,7 @@ impl<'g> Guards<'g> {
             admins: admins(listed),
             now: View::new(None, before.command_line.settings(), way),
             then: View::new(Some(scratch.main()), plan.options.clone(), then),
-            keys: Keys { files, folder: scratch.folder() },
+            keys: Keys::new(files, scratch.folder()),
         }
     }
 
@@ -191,7 +191,15 @@ impl<'g> Guards<'g> {
     pub fn ask_for_everybody(&self) -> Option<Verdict> {
         let unmatched =
             |admin: &&Admin| !self.plan.candidate.may_match(&admin.user.name, &self.before.release);
-        self.admins.first().filter(unmatched).map(|admin| self.then.ask(admin))
+        let admin = self.admins.first().filter(unmatched)?;
+        let keys = &self.keys;
+        std::thread::scope(|scope| {
+            // Most plans leave the keys where they are.
+            if let Verdict::Valid(now) = &self.before.effective {
+                scope.spawn(|| keys.read_ahead(&admin.user, now));
+            }
+            Some(self.then.ask(admin))
+        })
     }
 
     /// Whom the plan would lock out.
@@ -327,11 +335,13 @@ fn session(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Ris
         known.or_else(|| Some(Admin { user: users::named(&name)?, from, listed: false }))?;
     let accepted = |view: &View| Some(keys.accepted(&admin, &view.of(&admin)?));
     let (before, after) = (accepted(now)?, accepted(then)?);
-    let may_be =
-        |key: &&Key| logged.as_ref().is_none_or(|fingerprint| key.fingerprint == *fingerprint);
-    let stays = |key: &&Key| after.iter().any(|other| other.fingerprint == key.fingerprint);
+    let may_be = |key: &&Key| {
+        logged.as_ref().is_none_or(|fingerprint| key.print.fingerprint == *fingerprint)
+    };
+    let stays =
+        |key: &&Key| after.iter().any(|other| other.print.fingerprint == key.print.fingerprint);
     let lost = before.iter().filter(may_be).find(|key| !stays(key))?;
-    let print = &lost.fingerprint;
+    let print = &lost.print.fingerprint;
     let message = if logged.is_some() {
         format!(
             "the key with which {name} opened this session would not be taken any more ({print})"

@@ -83,6 +83,13 @@ impl Process {
         own.or_else(|| Self::ancestry().iter().skip(1).find_map(|process| process.variable(name)))
     }
 
+    /// Whether it is in another network namespace than this process (network_namespaces(7)).
+    pub fn has_own_network(&self) -> bool {
+        let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+        let (own, theirs) = (of("self"), of(&self.pid.to_string()));
+        own.is_some() && theirs.is_some() && own != theirs
+    }
+
     /// Whether two readings are of the same process.
     pub fn is(&self, other: &Self) -> bool {
         (self.pid, self.start) == (other.pid, other.start)

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use super::units::{held_by_socket, not_running};
 use super::{LISTENING, command, does, finding, list, says};
+use crate::concern::listening::MAX_SOCKETS;
 use crate::doctor::{Finding, Fix, Sight, is_orphan};
 use crate::observe::Owner;
 use crate::sshd::options;
@@ -55,6 +56,7 @@ pub(in crate::doctor) fn orphans(sight: &Sight) -> Vec<Finding> {
 pub(in crate::doctor) fn listeners(sight: &Sight) -> Vec<Finding> {
     let observed = &sight.case.observed;
     let mut found = Vec::new();
+    found.extend(too_many(sight));
     found.extend(no_such_address(sight));
     found.extend(taken(sight));
     found.extend(command_line(sight));
@@ -84,24 +86,74 @@ pub(in crate::doctor) fn listeners(sight: &Sight) -> Vec<Finding> {
             command(format!("systemctl restart {}", service.name)),
         )
     } else {
-        finding(
-            "kept-socket",
-            format!(
-                "sshd does not listen where its files say; it may still have a socket that {} once gave it",
-                socket.name
-            ),
-            vec![
-                says(sight),
-                does(sight),
-                format!(
-                    "{} is {}, {} (pid {}) has not been restarted since",
-                    socket.name, socket.active, service.name, service.main_pid
-                ),
-            ],
-            command(format!("systemctl restart {}", service.name)),
-        )
+        elsewhere(sight)
     };
     vec![one]
+}
+
+/// ssh.service runs, and sshd is not where its files say.
+fn elsewhere(sight: &Sight) -> Finding {
+    let (service, socket) = (&sight.case.observed.service, &sight.case.observed.socket);
+    let name = &service.name;
+    let evidence = |fact: String| vec![says(sight), does(sight), fact];
+    let look = |what: &str| {
+        Fix::Advice(format!(
+            "take {what} out of the unit (systemctl cat {name} shows where it stands), then systemctl restart {name}"
+        ))
+    };
+    match &sight.case.running {
+        Some(running) if running.program != "sshd" => finding(
+            "other-program",
+            format!("{name} runs {}, and not sshd", running.program),
+            evidence(format!("its main process (pid {}) is {}", service.main_pid, running.program)),
+            look("that program"),
+        ),
+        Some(running) if running.apart => finding(
+            "own-network",
+            format!("{name} has a network of its own, and nobody reaches the sshd in it"),
+            evidence(format!(
+                "sshd (pid {}) is in another network namespace than this one",
+                service.main_pid
+            )),
+            look("PrivateNetwork= or NetworkNamespacePath="),
+        ),
+        Some(running) if running.inherits => finding(
+            "kept-socket",
+            format!("sshd still has a socket that {} once gave it", socket.name),
+            evidence(format!(
+                "{} is {}, {name} (pid {}) has not been restarted since",
+                socket.name, socket.active, service.main_pid
+            )),
+            command(format!("systemctl restart {name}")),
+        ),
+        _ => finding(
+            "unexplained",
+            "sshd does not listen where its files say, for no reason that harden knows",
+            evidence(format!("{name} is {} (pid {})", service.active, service.main_pid)),
+            Fix::Advice(format!(
+                "journalctl -u {name} may say why; systemctl restart {name} has it try again"
+            )),
+        ),
+    }
+}
+
+/// More endpoints than sshd listens on.
+fn too_many(sight: &Sight) -> Option<Finding> {
+    let service = &sight.case.observed.service.name;
+    (sight.wanted.len() > MAX_SOCKETS).then(|| {
+        finding(
+            "too-many",
+            format!(
+                "the files ask for {} endpoints, and sshd serves {MAX_SOCKETS} at most",
+                sight.wanted.len()
+            ),
+            vec![says(sight), does(sight)],
+            Fix::Advice(format!(
+                "take some of the lines away, then systemctl reset-failed {service}; systemctl restart \
+                 {service}"
+            )),
+        )
+    })
 }
 
 /// An address that no interface has.

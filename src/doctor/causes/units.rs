@@ -157,6 +157,16 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
     let (service, socket) = (&observed.service, &observed.socket);
     let evidence = states(sight);
     let name = &service.name;
+    if let Some(needed) = sight.case.failed.first() {
+        return finding(
+            "dependency",
+            format!("{name} does not start without {needed}, which has failed"),
+            evidence,
+            Fix::Advice(format!(
+                "see what ails it: systemctl status {needed}; once it runs: systemctl start {name}"
+            )),
+        );
+    }
     // One that fails again and again is `activating` in between.
     if service.active == "failed" || service.active == "activating" {
         return finding(
@@ -252,9 +262,11 @@ fn condition(sight: &Sight, evidence: &[String]) -> Option<Finding> {
     };
     let at = unit.drop_ins.iter().rev().find(stands).unwrap_or(&unit.fragment).display();
     let name = &unit.name;
+    // A start fails where an Assert does not hold.
+    let well = if unmet.starts_with("Condition") { ", and says that all is well" } else { "" };
     Some(finding(
         "condition",
-        format!("{unmet} does not hold, so {name} does not start, and says that all is well"),
+        format!("{unmet} does not hold, so {name} does not start{well}"),
         [evidence, &[format!("it stands in {at}")]].concat(),
         Fix::Advice(format!(
             "make it hold, or take it out of {at} (systemctl daemon-reload); then systemctl start {name}"
