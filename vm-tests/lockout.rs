@@ -348,6 +348,26 @@ fn the_key_of_this_session_stays() {
     assert!(unwrapped(&refused).contains("may have opened this session"), "{refused:?}");
 }
 
+/// Clients know a host by its keys.
+#[test]
+fn host_keys_that_go_are_told() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    let admins = "safety: {admins: [deploy]}\n";
+    spec(&machine, "{HostKey: /etc/ssh/ssh_host_rsa_key}", admins);
+    let planned = machine.exec("harden plan spec.yaml").code(0).stdout;
+    let planned = planned.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        planned.contains("know this host by its ecdsa-sha2-nistp256 and ssh-ed25519 key"),
+        "{planned}"
+    );
+    machine.sh("ssh-keygen -q -t rsa -b 2048 -N '' -f /etc/ssh/short");
+    let both = "[/etc/ssh/short, /etc/ssh/ssh_host_ed25519_key]";
+    spec(&machine, &format!("{{HostKey: {both}, RequiredRSASize: 3072}}"), admins);
+    let planned = machine.exec("harden plan spec.yaml").code(0).stdout;
+    let planned = planned.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(planned.contains("by its ssh-rsa and ecdsa-sha2-nistp256 key alone"), "{planned}");
+}
+
 /// What else keeps an administrator out, told before anything is changed.
 #[test]
 fn accounts_folders_and_sessions_count() {
@@ -382,13 +402,6 @@ fn accounts_folders_and_sessions_count() {
         spec(&machine, settings, admins);
         is_refused(&machine, &["deploy could not log in any more", why]);
     }
-    spec(&machine, "{HostKey: /etc/ssh/ssh_host_rsa_key}", admins);
-    let planned = machine.exec("harden plan spec.yaml").code(0).stdout;
-    let planned = planned.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(
-        planned.contains("know this host by its ecdsa-sha2-nistp256 and ssh-ed25519 key"),
-        "{planned}"
-    );
     for keyword in ["Ciphers", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"] {
         spec(&machine, &format!("{{{keyword}: \"-*\"}}"), admins);
         let refused = unchanged(&machine, || machine.apply().code(1));

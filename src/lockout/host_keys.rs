@@ -7,14 +7,14 @@ use crate::plan::Plan;
 use crate::sshd::criteria::pattern_list;
 use crate::sshd::keywords::same;
 use crate::sshd::{Effective, authorized_keys};
-use crate::sys::Files;
+use crate::sys::{Command, Files};
 
-/// Their kinds (`ssh-ed25519`); `None` where one cannot be seen.
+/// The kinds (`ssh-ed25519`) of those that are loaded; `None` where one cannot be seen.
 pub(super) fn kinds(files: &Files, effective: &Effective) -> Option<Vec<String>> {
     let kind = |key: &String| {
         let public = files.read(Path::new(&format!("{key}.pub"))).ok()??;
         let kind = String::from_utf8_lossy(&public).split_whitespace().next()?.to_owned();
-        Some(kind)
+        Some((key.clone(), kind))
     };
     // Certificates and agents have algorithms of their own.
     let plain = ["hostcertificate", "hostkeyagent"].iter().all(|keyword| {
@@ -22,7 +22,20 @@ pub(super) fn kinds(files: &Files, effective: &Effective) -> Option<Vec<String>>
     });
     let there = |key: &&String| files.exists(Path::new(key));
     let keys = effective.host_keys().iter().filter(there);
-    keys.map(kind).collect::<Option<Vec<_>>>().filter(|kinds| plain && !kinds.is_empty())
+    let mut keys = keys.map(kind).collect::<Option<Vec<_>>>()?;
+    keys.retain(|(key, kind)| kind != "ssh-rsa" || is_long_enough(key, effective));
+    let kinds: Vec<String> = keys.into_iter().map(|(_, kind)| kind).collect();
+    Some(kinds).filter(|kinds| plain && !kinds.is_empty())
+}
+
+/// Whether sshd takes an RSA key of this length (`RequiredRSASize`; 1024 bits it takes at least).
+fn is_long_enough(key: &str, effective: &Effective) -> bool {
+    let least = effective.get("requiredrsasize").first().and_then(|bits| bits.parse::<u32>().ok());
+    let Some(least) = least.filter(|least| *least > 1024) else { return true };
+    let keygen = Command::new(Path::new("/usr/bin/ssh-keygen")).args(["-l", "-f"]);
+    let told = keygen.arg(format!("{key}.pub")).run().map(|said| said.stdout).unwrap_or_default();
+    let bits = told.split(' ').next().and_then(|bits| bits.parse::<u32>().ok());
+    bits.is_none_or(|bits| bits >= least)
 }
 
 /// Whether a key of this kind is shown (`HostKeyAlgorithms`).
