@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::Verdict;
 use crate::sshd::Effective;
@@ -18,6 +19,9 @@ pub struct Ahead {
     release: JoinHandle<Option<Release>>,
     algorithms: Option<JoinHandle<Algorithms>>,
 }
+
+/// After how long somebody before a terminal wants to know what is waited for.
+const LONG: Duration = Duration::from_secs(3);
 
 /// What sshd and ssh said.
 pub(super) struct Said {
@@ -51,8 +55,17 @@ impl Ahead {
     }
 }
 
-/// What it said.
+/// What it said. Where that takes long, somebody may sit before a terminal.
 pub(super) fn answer(asked: JoinHandle<Verdict>) -> Verdict {
+    let begun = Instant::now();
+    while !asked.is_finished() && begun.elapsed() < LONG {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    if !asked.is_finished() {
+        tracing::warn!(
+            "sshd has not said yet what it makes of its files: waiting half a minute at most"
+        );
+    }
     asked.join().unwrap_or_else(|_| Verdict::Unseen("sshd gave no answer".into()))
 }
 

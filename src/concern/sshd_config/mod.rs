@@ -151,11 +151,22 @@ pub(crate) fn without_harden(observed: &Observed) -> Result<ConfigTree, Refusal>
     match &observed.effective {
         Verdict::Invalid(said) => Err(Refusal::new(
             "config-invalid",
-            format!("sshd refuses the present configuration:\n{said}"),
+            format!("sshd refuses the present configuration:\n{}", with_place(observed, said)),
             "put that right first (sshd -t tells more); harden will not build on a configuration \
              that sshd cannot read",
         )),
         Verdict::Valid(_) | Verdict::Unseen(_) => Ok(bare(&observed.config)),
+    }
+}
+
+/// What sshd says of its files, behind the place where it names none: of an Include that leads back to itself
+/// it does not say which.
+pub(crate) fn with_place(observed: &Observed, said: &str) -> String {
+    let reading = Reading::new(&observed.config, observed.release.clone());
+    let problem = reading.and_then(|reading| reading.globally().map(drop)).err();
+    match problem.filter(|_| said.lines().count() == 1 && !said.contains(" line ")) {
+        Some(Problem { place, .. }) => format!("{place}: {said}"),
+        None => said.to_owned(),
     }
 }
 

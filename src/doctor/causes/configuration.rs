@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{command, finding, shown};
-use crate::concern::sshd_config::is_own;
+use crate::concern::sshd_config::{is_own, with_place};
 use crate::doctor::{Case, Finding, Fix, lines};
 use crate::observe::{MAIN_CONFIG, Verdict};
 use crate::sshd::reading::{Place, Problem, Reading};
@@ -12,7 +12,7 @@ use crate::sshd::reading::{Place, Problem, Reading};
 pub(in crate::doctor) fn configuration(case: &Case) -> Vec<Finding> {
     let Verdict::Invalid(said) = &case.files else { return Vec::new() };
     let (all, said) = (said, said.lines().next().unwrap_or(said));
-    let evidence = vec![format!("sshd -t: {said}")];
+    let evidence = vec![format!("sshd -t: {}", with_place(&case.observed, said))];
     if all.contains("no hostkeys available") {
         let open = all.contains("are too open");
         return vec![if open { open_host_keys(case, all) } else { no_host_keys(case, evidence) }];

@@ -70,6 +70,10 @@ struct Pass<'r, 'c> {
     applies: Applies<'c>,
     blocks: Vec<Block<'r>>,
     lines: Vec<Place<'r>>,
+    /// The files that include one another down to this line, the main file first.
+    open: Vec<&'r Path>,
+    /// The first Include that leads back to one of them.
+    returns: Option<Place<'r>>,
     problem: Option<Problem>,
 }
 
@@ -174,14 +178,14 @@ impl<'t> Reading<'t> {
     /// The first pass.
     fn pass(&self) -> Result<Pass<'_, 'static>, Problem> {
         let mut pass = Pass::new(self, Applies::AtStart);
-        pass.file(&self.tree.main, true, None, Include::Followed, 0);
+        pass.file(&self.tree.main, true, None, Include::Followed);
         pass.problem.take().map_or(Ok(pass), Err)
     }
 
     /// The second pass: what stands before the first Match of a file says nothing.
     fn pass_twice<'c>(&self, applies: Applies<'c>) -> Result<Pass<'_, 'c>, Problem> {
         let mut pass = Pass::new(self, applies);
-        pass.file(&self.tree.main, false, None, Include::BeforeMatch, 0);
+        pass.file(&self.tree.main, false, None, Include::BeforeMatch);
         pass.problem.take().map_or(Ok(pass), Err)
     }
 }
@@ -236,7 +240,15 @@ enum Include {
 
 impl<'r, 'c> Pass<'r, 'c> {
     fn new(reading: &'r Reading<'_>, applies: Applies<'c>) -> Self {
-        Self { reading, applies, blocks: Vec::new(), lines: Vec::new(), problem: None }
+        Self {
+            reading,
+            applies,
+            blocks: Vec::new(),
+            lines: Vec::new(),
+            open: Vec::new(),
+            returns: None,
+            problem: None,
+        }
     }
 
     fn file(
@@ -245,11 +257,11 @@ impl<'r, 'c> Pass<'r, 'c> {
         mut active: bool,
         outer: Option<Block<'r>>,
         mut include: Include,
-        depth: usize,
     ) {
         let reading = self.reading;
         let mut block = outer;
         let Some((path, lines)) = reading.files.get_key_value(path) else { return };
+        self.open.push(path);
         for line in lines.iter() {
             let Parsed { number, directive, keyword, may_be_matched, criteria } = line;
             let place = Place { path, number: *number, directive, keyword, block };
@@ -264,7 +276,7 @@ impl<'r, 'c> Pass<'r, 'c> {
                 self.blocks.push(this);
                 block = Some(this);
             } else if directive.is("Include") {
-                self.include(&place, active, include, depth);
+                self.include(&place, active, include);
             } else {
                 self.take(place, *may_be_matched, active);
             }
@@ -272,9 +284,10 @@ impl<'r, 'c> Pass<'r, 'c> {
                 return;
             }
         }
+        self.open.pop();
     }
 
-    fn include(&mut self, place: &Place<'r>, active: bool, include: Include, depth: usize) {
+    fn include(&mut self, place: &Place<'r>, active: bool, include: Include) {
         let inside = match include {
             Include::BeforeMatch => Include::BeforeMatch,
             _ if active => Include::Followed,
@@ -283,11 +296,15 @@ impl<'r, 'c> Pass<'r, 'c> {
         let tree = self.reading.tree;
         for pattern in &place.directive.args {
             for path in tree.included_by(pattern) {
-                if depth + 1 > MAX_DEPTH {
-                    self.refuse(place, "includes are nested more than 16 deep");
+                if self.returns.is_none() && self.open.contains(&path.as_path()) {
+                    self.returns = Some(*place);
+                }
+                if self.open.len() > MAX_DEPTH {
+                    let place = self.returns.unwrap_or(*place);
+                    self.refuse(&place, "includes are nested more than 16 deep");
                     return;
                 }
-                self.file(path, active, place.block, inside, depth + 1);
+                self.file(path, active, place.block, inside);
             }
         }
     }
@@ -435,6 +452,12 @@ mod tests {
         assert_eq!(problem.place, "/etc/ssh/sshd_config:3");
         assert!(problem.what.contains("not allowed within a Match block"), "{problem:?}");
         assert!(place("Include sshd_config\n").what.contains("16 deep"));
+        let tree = tree_of(&[
+            ("/etc/ssh/sshd_config", "\nInclude a\n"),
+            ("/etc/ssh/a", "\n\nInclude sshd_config\n"),
+        ]);
+        let reading = Reading::new(&tree, release(9, 2)).unwrap();
+        assert_eq!(reading.globally().map(drop).unwrap_err().place, "/etc/ssh/a:3");
         assert_eq!(place("\nBanner 'x\n").place, "/etc/ssh/sshd_config:2");
         assert_eq!(place("Match Colour red\n").what, "there is no criterion `Colour`");
     }
