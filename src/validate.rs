@@ -10,7 +10,7 @@ use crate::error::{Error, Refusal, SpecError};
 use crate::observe::{Observed, Verdict, ask_sshd};
 use crate::plan::{Op, Plan};
 use crate::spec::{Setting, Spec, Values};
-use crate::sshd::criteria::pattern_list;
+use crate::sshd::criteria::{self, pattern_list};
 use crate::sshd::keywords::{counts_in_match, is_forgotten, same};
 use crate::sshd::reading::Reading;
 use crate::sshd::release::Release;
@@ -92,7 +92,7 @@ pub fn passwords_stay(plan: &Plan, effective: &Effective) -> Option<String> {
 }
 
 /// Refuses settings that sshd takes without a word of what they do, because they do nothing any more:
-/// no `sshd -T` shows them.
+/// no `sshd -T` shows them; and criteria that another release of it has.
 ///
 /// # Errors
 /// The first of them, with its place in the spec.
@@ -104,6 +104,12 @@ pub fn remembered(spec: &Spec, release: &Release) -> Result<(), SpecError> {
         let keyword = &setting.keyword;
         !is_forgotten(keyword, release) && (globally || counts_in_match(keyword, release))
     };
+    for criterion in spec.ssh.matches.iter().flat_map(|block| &block.criteria) {
+        criteria::read_text(&criterion.text, release).map_err(|why| {
+            let label = format!("{} does not know it: ask for something else", release.name);
+            spec.error(criterion.at, &format!("`{}`: {why}", criterion.text), &label)
+        })?;
+    }
     match everywhere.chain(in_blocks).find(|(setting, globally)| !has_effect(setting, *globally)) {
         None => Ok(()),
         Some((setting, globally)) => {
@@ -319,6 +325,19 @@ fn setting_at<'a>(spec: &'a Spec, plan: &Plan, path: &Path, line: usize) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn criteria_of_a_later_release_are_named() {
+        let text = "version: 1\nssh:\n  match:\n    - criteria: {User: x, Version: \"OpenSSH_9*\"}\n      settings: {MaxSessions: 1}\n";
+        let spec = crate::spec::parse("spec.yaml", text.as_bytes()).unwrap();
+        let release = |said: &str| Release::parse(said).unwrap();
+        let error = remembered(&spec, &release("OpenSSH_9.2p1, x")).unwrap_err().to_string();
+        assert!(
+            error.contains("there is no criterion `Version`") && error.contains("4:"),
+            "{error}"
+        );
+        remembered(&spec, &release("OpenSSH_10.0p2, x")).unwrap();
+    }
 
     #[test]
     fn sshds_complaints_name_a_place() {

@@ -86,7 +86,7 @@ impl Ssh {
 
     /// What is set for some: what stands behind `Match`, and the values.
     pub fn blocks(&self) -> Vec<(String, Values)> {
-        let block = |block: &MatchBlock| (block.criteria.clone(), values(&block.settings));
+        let block = |block: &MatchBlock| (block.asks(), values(&block.settings));
         self.matches.iter().map(block).collect()
     }
 }
@@ -124,10 +124,27 @@ impl std::fmt::Display for Profile {
 /// Settings for the connections that meet some criteria.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MatchBlock {
-    /// What stands behind `Match`.
-    pub criteria: String,
+    /// What it asks of a connection.
+    pub criteria: Vec<Criterion>,
     /// Its settings, in the order of the spec.
     pub settings: Vec<Setting>,
+}
+
+impl MatchBlock {
+    /// What stands behind `Match`.
+    pub fn asks(&self) -> String {
+        let texts: Vec<&str> = self.criteria.iter().map(|one| one.text.as_str()).collect();
+        texts.join(" ")
+    }
+}
+
+/// A criterion of a Match block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Criterion {
+    /// As sshd_config has it.
+    pub text: String,
+    /// Where it stands in the spec.
+    pub at: Span,
 }
 
 /// `ssh.socket`: which unit owns the port.
@@ -165,6 +182,11 @@ pub struct Span {
 impl Spec {
     /// An error that points at a setting: sshd refuses it.
     pub fn setting_error(&self, setting: &Setting, message: &str, label: &str) -> SpecError {
-        self.source.error(setting.at, message, label, None)
+        self.error(setting.at, message, label)
+    }
+
+    /// An error that points at a place of the spec.
+    pub fn error(&self, at: Span, message: &str, label: &str) -> SpecError {
+        self.source.error(at, message, label, None)
     }
 }

@@ -11,10 +11,12 @@ use super::schema::{
     AutoOff, Document, MatchSection, OneOrMany, ProfileName, SafetySection, Scalar, Settings,
     Socket, SshSection,
 };
-use super::{Choice, MAX_SIZE, MatchBlock, Profile, Safety, Setting, SocketMode, Span, Spec, Ssh};
+use super::{
+    Choice, Criterion, MAX_SIZE, MatchBlock, Profile, Safety, Setting, SocketMode, Span, Spec, Ssh,
+};
 use crate::error::SpecError;
 use crate::sshd::release::Release;
-use crate::sshd::syntax::{parse_line, quote_arg};
+use crate::sshd::syntax::quote_arg;
 use crate::sshd::{criteria, keywords};
 
 /// How wide a terminal is.
@@ -223,7 +225,7 @@ impl Source {
         if block.settings.value.0.is_empty() {
             return Err(self.at(&block.settings, "there are no settings", "expected a setting"));
         }
-        let mut words = Vec::new();
+        let mut criteria: Vec<Criterion> = Vec::new();
         for (name, value) in &block.criteria.value.0 {
             let values = self.scalars(value)?;
             if let Some((_, span)) = values.iter().find(|(text, _)| text.contains(char::is_control))
@@ -232,24 +234,21 @@ impl Source {
                 return Err(self.error(*span, "the value holds a control character", label, None));
             }
             let is_it = |other: &str| other.eq_ignore_ascii_case(&name.value);
-            if words.iter().any(|word: &String| word.split(' ').next().is_some_and(is_it)) {
+            if criteria.iter().any(|one| one.text.split(' ').next().is_some_and(is_it)) {
                 let message = format!("`{}` is asked for twice", name.value);
                 return Err(self.at(name, &message, "expected each criterion once"));
             }
             let list = values.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>().join(",");
-            let criterion = format!("{} {}", name.value, quote_arg(&list));
-            let line = parse_line(&format!("Match {criterion}"));
-            let read = line.ok_or_else(|| "it cannot be read".to_owned());
-            let read = read.and_then(|line| criteria::read(&line, &Release::LATEST));
-            if let Err(why) = read {
+            let text = format!("{} {}", name.value, quote_arg(&list));
+            if let Err(why) = criteria::read_text(&text, &Release::LATEST) {
                 let expected = match name.value.to_ascii_lowercase().as_str() {
                     "localport" => "expected one port, from 1 to 65535",
                     "address" | "localaddress" => "expected 192.0.2.7, 10.0.0.0/8, \"::1\"",
                     _ => expected,
                 };
-                return Err(self.at(name, &format!("`{criterion}`: {why}"), expected));
+                return Err(self.at(name, &format!("`{text}`: {why}"), expected));
             }
-            words.push(criterion);
+            criteria.push(Criterion { text, at: self.span(&name.defined) });
         }
         for (key, _) in &block.settings.value.0 {
             if !keywords::may_be_matched(&key.value, &Release::LATEST) {
@@ -258,7 +257,7 @@ impl Source {
             }
         }
         let settings = self.settings(block.settings.value)?;
-        Ok(MatchBlock { criteria: words.join(" "), settings })
+        Ok(MatchBlock { criteria, settings })
     }
 
     fn ports(&self, value: &Spanned<OneOrMany>) -> Result<Vec<u16>> {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::release::Release;
-use super::syntax::{Directive, delimited};
+use super::syntax::{Directive, delimited, parse_line};
 
 /// A connection, as far as `Match` can ask for it. What is not known matches nothing, as with
 /// `sshd -T -C`.
@@ -104,6 +104,15 @@ pub fn read(line: &Directive, release: &Release) -> Result<Vec<Criterion>, Strin
         });
     }
     if criteria.is_empty() { Err("it needs a criterion".to_owned()) } else { Ok(criteria) }
+}
+
+/// Reads what stands behind `Match` in a line.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_text(text: &str, release: &Release) -> Result<Vec<Criterion>, String> {
+    let line = parse_line(&format!("Match {text}"));
+    read(&line.ok_or_else(|| "it cannot be read".to_owned())?, release)
 }
 
 /// `User=NAME` is two words.

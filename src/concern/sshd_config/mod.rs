@@ -122,7 +122,7 @@ fn match_lines(blocks: &[MatchBlock]) -> Vec<String> {
         let settings = block.settings.iter().flat_map(|setting| {
             setting.lines.iter().map(move |line| format!("    {} {line}", setting.keyword))
         });
-        [format!("Match {}", block.criteria)].into_iter().chain(settings).collect::<Vec<_>>()
+        [format!("Match {}", block.asks())].into_iter().chain(settings).collect::<Vec<_>>()
     };
     blocks.iter().flat_map(lines).collect()
 }

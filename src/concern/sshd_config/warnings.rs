@@ -18,7 +18,7 @@ pub(super) fn dropped_blocks(tree: &ConfigTree, blocks: &[MatchBlock]) -> Vec<St
     let own = tree.files.iter().filter(|file| is_own(&file.path));
     let criteria = own.flat_map(|file| file.text.lines().filter_map(|l| l.strip_prefix("Match ")));
     criteria
-        .filter(|criteria| !blocks.iter().any(|block| block.criteria == *criteria))
+        .filter(|criteria| !blocks.iter().any(|block| block.asks() == *criteria))
         .map(|criteria| format!("the spec no longer has a block for `Match {criteria}`"))
         .collect()
 }
