@@ -95,7 +95,11 @@ mod cases {
         wait_for_the_start(&machine);
         // Somebody pulls the plug with one file of the change missing.
         machine.root().remove("/etc/systemd/system/multi-user.target.wants/ssh.service");
+        // However long it takes.
+        let slow = "/etc/systemd/system/harden-recovery.service.d/slow.conf";
+        machine.root().write(slow, "[Service]\nExecStartPre=/bin/sleep 2\n");
         machine.cut_power();
+        machine.sh("rm -r /etc/systemd/system/harden-recovery.service.d");
         // Recovery had put the files right before anything of sshd's was started from them.
         let boot = machine.sh("journalctl -b -o cat _PID=1");
         let recovered = boot.find("Finished harden");
