@@ -94,7 +94,7 @@ mod cases {
         machine.start_apply("--confirm probe");
         wait_for_the_start(&machine);
         // Somebody pulls the plug with one file of the change missing.
-        machine.root().remove("/etc/systemd/system/multi-user.target.wants/ssh.service");
+        machine.root().remove("/etc/ssh/sshd_config.d/00-harden.conf");
         // However long it takes.
         let slow = "/etc/systemd/system/harden-recovery.service.d/slow.conf";
         machine.root().write(slow, "[Service]\nExecStartPre=/bin/sleep 2\n");
