@@ -164,6 +164,9 @@ fn what_is_missing_is_named() {
         "unshare -m sh -c 'mount -t tmpfs none /run/systemd && harden apply -y /root/spec.yaml'";
     refused("no systemd", no_systemd, "not started by systemd");
     refused("no terminal", "harden apply spec.yaml", "no terminal");
+    let open = "install -d -m 777 /var/lib/harden; harden apply -y spec.yaml; r=$?; \
+                rmdir /var/lib/harden; exit $r";
+    refused("open to others", open, "can be written by others than root");
     refused("locked", "flock /run/harden/lock harden apply -y spec.yaml", "another harden");
     assert_state(&machine, &Want::socket(22));
 }

@@ -10,6 +10,7 @@
     clippy::unwrap_used
 )]
 
+mod along;
 mod bench;
 mod campaign;
 mod contract;

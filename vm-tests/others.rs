@@ -13,52 +13,6 @@ on_debian!(forwarded_ports_are_no_sshd, who_edits_before_recovery_keeps_it);
 const MOVE: &str = "version: 1\nssh: {port: 2222, socket: disabled}\n";
 const SAME_PORT: &str = "version: 1\nssh: {socket: keep, settings: {MaxAuthTries: 4}}\n";
 
-/// Units that systemd stops along with ssh.service run again in the end, whichever way it goes.
-#[test]
-fn what_stops_along_with_sshd_comes_back() {
-    let kinds = [
-        "PartOf=ssh.service",
-        "Requires=ssh.service",
-        "BindsTo=ssh.service",
-        "Requisite=ssh.service",
-        "StopPropagatedFrom=ssh.service",
-        // And what depends on those.
-        "PartOf=with-0.service",
-    ];
-    let unit = |at: usize| format!("with-{at}.service");
-    let machine = Machine::boot(Suite::Trixie, |root| {
-        for (at, kind) in kinds.iter().enumerate() {
-            let after = "After=ssh.service\n[Service]\nExecStart=/usr/bin/sleep infinity\n";
-            let text = format!("[Unit]\n{kind}\n{after}");
-            root.write(&format!("/etc/systemd/system/{}", unit(at)), &text);
-        }
-    });
-    let units: Vec<String> = (0..kinds.len()).map(unit).collect();
-    machine.sh(&format!("systemctl start {}", units.join(" ")));
-    let all_run = |when: &str| {
-        for unit in &units {
-            assert!(crate::state::active(&machine, unit), "{unit} {when}");
-        }
-    };
-    machine.spec(SAME_PORT);
-    machine.exec("harden apply -y --confirm operator --timeout 2s spec.yaml").code(4);
-    all_run("after the way back");
-    for spec in [SAME_PORT, MOVE] {
-        machine.spec(spec);
-        machine.apply().code(0);
-        all_run(spec);
-    }
-    machine.exec("harden rollback -y").code(0);
-    all_run("after a rollback");
-    // What somebody stops is theirs.
-    machine.spec("version: 1\nssh: {port: 2223}\n");
-    machine.apply_in_background("60s");
-    machine.sh("systemctl stop with-3.service");
-    machine.exec("harden rollback -y").code(0);
-    assert_eq!(machine.background_end(), 4);
-    assert!(!crate::state::active(&machine, "with-3.service"));
-}
-
 /// Something else than a link pulls ssh.socket in: after the next boot it would have the port again.
 #[test]
 fn a_socket_that_would_come_back_is_refused() {

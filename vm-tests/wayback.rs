@@ -65,10 +65,14 @@ mod cases {
     }
 
     pub(super) fn who_restarts_sshd_meanwhile_does_no_harm(suite: Suite) {
-        for interruption in
-            ["harden rollback -y & sleep 0.05", "rm -rf /run/harden; pkill -HUP -x sshd"]
+        let rollback = "harden rollback -y & sleep 0.05";
+        for (interruption, pause) in
+            [(rollback, 0), (rollback, 3), ("rm -rf /run/harden; pkill -HUP -x sshd", 0)]
         {
-            let machine = Machine::boot(suite, |_| {});
+            let machine = Machine::boot(suite, |root| {
+                let lines = format!("[Service]\nExecStartPre=/bin/sleep {pause}\n");
+                root.write("/etc/systemd/system/ssh.service.d/slow.conf", &lines);
+            });
             machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
             machine.apply_in_background("60s");
             machine.exec(&format!("{interruption}; systemctl restart ssh.service; wait"));
@@ -148,12 +152,14 @@ fn an_sshd_that_ends_again_and_again() {
 }
 
 /// On the port itself: nobody else can listen meanwhile, but in the end somebody does for good.
-#[test]
-fn on_the_same_port_it_ends_again_and_again() {
+#[track_caller]
+fn ends_again_and_again_on_the_same_port(pause: &str) {
     let machine = Machine::boot(Suite::Trixie, |root| {
-        let lines = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec=1s\n\
-                     ExecStartPost=/bin/sh -c '[ -e /root/fail ] && (sleep 0.4; kill -9 $MAINPID) & true'\n";
-        root.write("/etc/systemd/system/ssh.service.d/after.conf", lines);
+        let lines = format!(
+            "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec={pause}\n\
+             ExecStartPost=/bin/sh -c '[ -e /root/fail ] && (sleep 0.4; kill -9 $MAINPID) & true'\n"
+        );
+        root.write("/etc/systemd/system/ssh.service.d/after.conf", &lines);
     });
     machine.spec(SAME_PORT);
     machine.apply_in_background("10s");
@@ -168,6 +174,17 @@ fn on_the_same_port_it_ends_again_and_again() {
     let watch = Watch::table(&machine, &[22]);
     std::thread::sleep(std::time::Duration::from_secs(5));
     listens_until_it_is_mended(machine, watch);
+}
+
+#[test]
+fn on_the_same_port_it_ends_again_and_again() {
+    ends_again_and_again_on_the_same_port("1s");
+}
+
+/// Whenever one looks, it runs.
+#[test]
+fn on_the_same_port_it_is_started_again_at_once() {
+    ends_again_and_again_on_the_same_port("0");
 }
 
 /// Somebody restarts the old sshd just when it is back, and it takes its time to start.

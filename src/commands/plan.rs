@@ -79,15 +79,15 @@ pub(super) fn at_rest(
 ) -> Result<Observed, Error> {
     let deadline = Instant::now() + REST;
     let mut observed = look(first)?;
-    if let Some(Unit { name, active, .. }) = observed.on_its_way() {
-        tracing::warn!("{name} is {active}: waiting until it is done");
+    if let Some(unit) = observed.on_its_way() {
+        tracing::warn!("{} is {}: waiting until it is done", unit.name, unit.doing());
     }
     while let Some(unit) = observed.on_its_way() {
-        let Unit { name, active, sub, .. } = unit;
+        let (Unit { name, sub, .. }, doing) = (unit, unit.doing());
         if Instant::now() > deadline {
             return Err(Refusal::new(
                 "unit-on-its-way",
-                format!("{name} is {active} ({sub}): what becomes of it is not known"),
+                format!("{name} is {doing}, {sub}: what becomes of it is not known"),
                 format!("see what holds it up, and mend that first: systemctl status {name}"),
             )
             .into());

@@ -18,6 +18,7 @@ use super::{Result, SysError};
 const SERVICE: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
+const JOB: &str = "org.freedesktop.systemd1.Job";
 const SERVICE_UNIT: &str = "org.freedesktop.systemd1.Service";
 const PATH: &str = "/org/freedesktop/systemd1";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
@@ -326,6 +327,43 @@ impl Systemd {
         let what = format!("cannot {} {unit}", method.trim_end_matches("Unit").to_lowercase());
         let _: OwnedObjectPath = self.call(&what, method, (unit.to_owned(), "replace"))?;
         Ok(())
+    }
+
+    /// What a job is to do (`start`, `stop`, ...); `None` where it is over.
+    pub(super) fn job_type(&self, path: &str) -> Result<String> {
+        let path = path.to_owned();
+        self.ask("cannot read what systemd is about to do", CALL, move |peer| {
+            zbus::block_on(async {
+                match peer.property(&path, JOB, "JobType").await {
+                    Ok(kind) => Ok(kind.downcast_ref::<&str>()?.to_owned()),
+                    Err(zbus::Error::MethodError(..)) => Ok(String::new()),
+                    Err(error) => Err(error),
+                }
+            })
+        })
+    }
+
+    /// Cancels what systemd is about to do with a unit; what it does already goes on.
+    pub fn cancel_job(&self, unit: &str) -> Result<()> {
+        let what = format!("cannot call off what is to become of {unit}");
+        let unit = unit.to_owned();
+        self.ask(&what, CALL, move |peer| {
+            zbus::block_on(async {
+                let path: OwnedObjectPath = peer.call("LoadUnit", &unit).await?;
+                let job = peer.property(&path, UNIT, "Job").await?;
+                let (id, _) = job.downcast_ref::<(u32, ObjectPath)>()?;
+                if id == 0 {
+                    return Ok(());
+                }
+                match peer.call::<_, ()>("CancelJob", &id).await {
+                    // It is over.
+                    Err(zbus::Error::MethodError(name, ..)) if name.ends_with(".NoSuchJob") => {
+                        Ok(())
+                    }
+                    other => other,
+                }
+            })
+        })
     }
 
     /// How far a service that was asked to start has come.

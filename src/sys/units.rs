@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use zbus::{OwnedVariant, Variant};
+use zbus::{ObjectPath, OwnedVariant, Variant};
 
 use super::Result;
 use super::systemd::{Properties, Systemd};
@@ -20,6 +20,9 @@ pub struct Unit {
     pub active: String,
     /// `SubState`: `running`, `listening`, `dead`, ...
     pub sub: String,
+    /// What systemd is about to do with it (`start`, `stop`, `restart`, ...); empty where that is nothing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub job: String,
     /// `UnitFileState`: `enabled`, `disabled`, `masked`, `static`, ...
     pub file: String,
     /// Result of the last run (`success`, `exit-code`, `start-limit-hit`, ...).
@@ -72,7 +75,11 @@ impl Unit {
     /// Reads a unit; one that does not exist has `load` = `not-found`.
     pub fn read(systemd: &Systemd, name: &str) -> Result<Self> {
         let properties = systemd.properties(name)?;
-        Ok(Self::from_properties(name, &properties))
+        let job =
+            properties.get("Job").and_then(|job| job.downcast_ref::<(u32, ObjectPath)>().ok());
+        let job = job.filter(|(id, _)| *id != 0).map(|(_, path)| path.to_string());
+        let job = job.map(|path| systemd.job_type(&path)).transpose()?.unwrap_or_default();
+        Ok(Self { job, ..Self::from_properties(name, &properties) })
     }
 
     fn from_properties(name: &str, all: &Properties) -> Self {
@@ -84,6 +91,7 @@ impl Unit {
             load: string(all, "LoadState"),
             active: string(all, "ActiveState"),
             sub: string(all, "SubState"),
+            job: String::new(),
             file: string(all, "UnitFileState"),
             result: string(all, "Result"),
             fragment: string(all, "FragmentPath").into(),
@@ -134,9 +142,21 @@ impl Unit {
         matches!(self.active.as_str(), "active" | "reloading" | "refreshing")
     }
 
-    /// Whether it starts, stops or reloads just now, or waits to be started again.
+    /// Whether it starts, stops or reloads just now, is about to, or waits to be started again.
     pub fn is_on_its_way(&self) -> bool {
-        matches!(self.active.as_str(), "activating" | "deactivating" | "reloading" | "refreshing")
+        let moves = matches!(
+            self.active.as_str(),
+            "activating" | "deactivating" | "reloading" | "refreshing"
+        );
+        moves || !self.job.is_empty()
+    }
+
+    /// Its state, and what systemd is about to do with it.
+    pub fn doing(&self) -> String {
+        match self.job.as_str() {
+            "" => self.active.clone(),
+            job => format!("{} (systemd is about to {job} it)", self.active),
+        }
     }
 
     /// Whether it is masked, persistently or until the next boot.

@@ -2,26 +2,45 @@
 
 use std::time::{Duration, Instant};
 
+use super::journal::Record;
 use super::run::Run;
-use crate::plan::Op;
+use crate::sys::Result;
 
 /// How long what stops along with sshd may take to start again.
 const ALONG: Duration = Duration::from_secs(10);
 
-/// The units that stop along with sshd's. What somebody has stopped before any of those was touched is theirs.
-pub(super) fn stopped(run: &Run, is_first: bool) -> Vec<String> {
-    let mut along = run.before.dependents.clone();
-    let untouched = is_first && !run.trial().iter().any(|(_, step)| matches!(step.op, Op::Stop(_)));
-    if untouched {
-        along.retain(|name| run.machine.unit(name).is_ok_and(|unit| unit.is_active()));
+/// Journals what stops along with a unit of sshd's, before the first one is touched. What somebody has stopped
+/// by then is theirs.
+pub(super) fn remember(run: &mut Run) -> Result<()> {
+    if run.before.dependents.is_empty() || remembered(run).is_some() {
+        return Ok(());
     }
-    along
+    let mut units = run.before.dependents.clone();
+    units.retain(|name| run.machine.unit(name).is_ok_and(|unit| unit.is_active()));
+    run.record(Record::Along { units })
+}
+
+/// The same on the way back, where a unit of sshd's does not run any more that harden has not touched: these
+/// have stopped along with it.
+pub(super) fn remember_all(run: &mut Run) {
+    let units = run.before.dependents.clone();
+    if !units.is_empty() && remembered(run).is_none() {
+        run.record_if_possible(Record::Along { units });
+    }
+}
+
+fn remembered(run: &Run) -> Option<Vec<String>> {
+    run.records().iter().find_map(|record| match record {
+        Record::Along { units } => Some(units.clone()),
+        _ => None,
+    })
 }
 
 /// Starts what systemd has stopped along with a unit of sshd's. That is somebody else's: where it does not start
 /// it is told, and no more.
-pub(super) fn start(run: &mut Run, names: &[String]) {
+pub(super) fn start(run: &mut Run) {
     let machine = run.machine;
+    let names = remembered(run).unwrap_or_default();
     let rests = |name: &&String| {
         machine.unit(name).is_ok_and(|unit| !unit.is_active() && unit.active != "activating")
     };
@@ -56,14 +75,18 @@ pub(super) fn start(run: &mut Run, names: &[String]) {
     }
 }
 
-/// Why a unit is not started again: it needs one of sshd's that does not run, and would end the other one.
+/// Why a unit is not started again: it would end what runs of sshd's now, itself or by what it needs.
 fn in_the_way(run: &Run, name: &str) -> Option<String> {
     let machine = run.machine;
     let unit = machine.unit(name).ok()?;
     let (service, socket) = (&run.before.service.name, &run.before.socket.name);
+    let runs = |name: &str| machine.unit(name).is_ok_and(|unit| unit.is_active());
+    let ends = |name: &&&String| unit.conflicts.contains(name) && runs(name);
+    if let Some(ended) = [service, socket].iter().find(ends) {
+        return Some(format!("{name} would end {ended}, and is not started again"));
+    }
     let pairs = [(service, socket), (socket, service)];
     let other = pairs.into_iter().find(|(needed, other)| {
-        let runs = |name: &str| machine.unit(name).is_ok_and(|unit| unit.is_active());
         let conflicts = machine.unit(other).is_ok_and(|other| other.conflicts.contains(*needed));
         unit.requires.contains(*needed) && !runs(needed) && conflicts && runs(other)
     });

@@ -3,8 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::machine::STEADY;
-use super::rollback::LISTENERS;
+use super::machine::{LISTENERS, STEADY};
 use super::run::Run;
 use crate::observe::Observed;
 use crate::plan::held;

@@ -1,12 +1,14 @@
 //! Beginning a transaction, and handing it to the worker.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::guard::{self, worker_unit};
 use super::journal::{self, Journal, Record, Terms};
 use super::lock::Lock;
 use super::machine::{Machine, RealMachine};
-use super::worker;
+use super::{STATE, worker};
 use crate::error::{Error, Refusal};
 use crate::observe::Observed;
 use crate::plan::Plan;
@@ -37,6 +39,7 @@ pub fn begin(
         before: Box::new(observed.clone()),
         terms: Some(Box::new(terms)),
     };
+    refuse_open_state(machine)?;
     let journal = Journal::create(machine.files(), &begin)?;
     let id = journal.id().to_owned();
     let started = point(format_args!("front.journal"))
@@ -50,6 +53,22 @@ pub fn begin(
     // The worker waits for the lock; until it runs, nobody else may take it.
     drop(lock);
     Ok(id)
+}
+
+/// What is in the folder runs as root: nobody else may write there.
+fn refuse_open_state(machine: &RealMachine) -> Result<(), Refusal> {
+    let open = |meta: &std::fs::Metadata| meta.mode() & 0o022 != 0 || meta.uid() != 0;
+    match machine.files().metadata(Path::new(STATE)) {
+        Some(meta) if open(&meta) => Err(Refusal::new(
+            "writable-by-others",
+            format!(
+                "{STATE} can be written by others than root (mode {:04o})",
+                meta.mode() & 0o7777
+            ),
+            format!("what is in it runs as root: chown root: {STATE}; chmod 700 {STATE}"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Lets a transaction that did not end go on: its process was killed and did not come back, or the

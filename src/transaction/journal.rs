@@ -63,6 +63,11 @@ pub enum Record {
         /// When it undoes what nobody has confirmed, in microseconds of the monotonic clock.
         until: u64,
     },
+    /// A unit of sshd's is about to be stopped, and these run that stop along with it.
+    Along {
+        /// Their names.
+        units: Vec<String>,
+    },
     /// A step is about to run.
     Step {
         /// Its place in the trial and the plan, from 0.

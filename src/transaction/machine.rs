@@ -26,6 +26,8 @@ pub trait Machine {
     fn job(&self, method: &'static str, unit: &str, limit: Duration) -> Result<()>;
     /// Asks for a unit to stop, without waiting: what is started next and comes after it waits for it.
     fn let_go(&self, unit: &str) -> Result<()>;
+    /// Calls off what systemd is about to do with a unit, and has not begun.
+    fn cancel_job(&self, unit: &str) -> Result<()>;
     /// Has an sshd of harden's own hang up for a unit that takes its port, and that is asked to start: as
     /// late as it may be, where the unit checks something first. Its own unit ends by itself.
     fn make_way(&self, bridge: &str, taker: &str, limit: Duration) -> Result<()>;
@@ -99,8 +101,8 @@ pub struct RealMachine {
 /// The longest that one job may take. sshd starts and stops in well under a second; while a start hangs on
 /// an unchanged port nobody listens, so it is not waited for as long as systemd would.
 pub(super) const JOB: Duration = Duration::from_secs(30);
-/// How long after a start listeners may take to appear.
-const LISTENERS: Duration = Duration::from_secs(10);
+/// How long listeners may take to appear after a start, or to come back.
+pub(super) const LISTENERS: Duration = Duration::from_secs(10);
 /// How long an sshd that listens has to do so before another listener goes for it: some end just after they have
 /// said that they have started.
 pub(super) const STEADY: Duration = Duration::from_millis(500);
@@ -267,7 +269,12 @@ impl Machine for RealMachine {
             "StopUnit" => sockets::inodes_of(self.unit(unit)?.main_pid)?,
             _ => BTreeSet::new(),
         };
-        let result = self.with(|systemd| systemd.job(method, unit, limit.min(JOB)))?;
+        let result = self.with(|systemd| systemd.job(method, unit, limit.min(JOB)));
+        if method == "StopUnit" && result.as_ref().is_err_and(SysError::is_silence) {
+            // Else it would be carried out when nobody expects it any more.
+            self.cancel_job(unit)?;
+        }
+        let result = result?;
         if !held.is_empty() && !sockets::await_closed(&held, CLOSED)? {
             tracing::warn!("{unit} has stopped, and somebody still holds its listener");
         }
@@ -282,6 +289,10 @@ impl Machine for RealMachine {
             Err(_) if !self.unit(unit)?.exists() => Ok(()),
             other => other,
         }
+    }
+
+    fn cancel_job(&self, unit: &str) -> Result<()> {
+        self.with(|systemd| systemd.cancel_job(unit))
     }
 
     fn make_way(&self, bridge: &str, taker: &str, limit: Duration) -> Result<()> {
@@ -422,6 +433,7 @@ impl Machine for RealMachine {
                 && error.is_silence()
             {
                 // A start that waits would come at a time when nobody wants it any more.
+                self.cancel_job(unit)?;
                 self.silence(unit)?;
             }
             tracing::debug!("start {unit}: {}", started?);

@@ -30,9 +30,8 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
     if attempts >= ATTEMPTS {
         return Err(format!("making it permanent died {attempts} times"));
     }
-    let along = along::stopped(run, attempts == 0);
     if attempts > 0 && prove(run).is_ok() {
-        along::start(run, &along);
+        along::start(run);
         return Ok(());
     }
     if attempts == 0 {
@@ -45,7 +44,7 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
     let mut steps = run.permanent();
     steps.retain(|(index, _)| !done.contains(index));
     steps::execute(run, &steps, deadline).map_err(|error| error.to_string())?;
-    along::start(run, &along);
+    along::start(run);
     prove(run)
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::comeback::{Back, RESTART};
 use super::journal::Record;
-use super::machine::{JOB, Machine};
+use super::machine::{JOB, LISTENERS, Machine};
 use super::run::Run;
 use super::steps::forgive;
 use super::{Outcome, along, bridge, comeback, guard, run};
@@ -22,9 +22,6 @@ use crate::plan::{Bridge, Op, Role, held};
 use crate::sys::fault::point;
 use crate::sys::units::Unit;
 use crate::sys::{Files, Image, Result};
-
-/// How long the old listeners may take to come back.
-pub(super) const LISTENERS: Duration = Duration::from_secs(10);
 
 /// What has to be undone, worked out from the records alone. Pure.
 #[derive(Debug, Default, PartialEq)]
@@ -159,7 +156,9 @@ fn left(
         let (strangers, rest): (Vec<_>, _) =
             now.listeners.drain(..).partition(|at| is_strange(&run.before, at));
         now.listeners = rest;
-        let moved = run.before.differences_beside(&now, undo.ended, &kept);
+        let mut moved = run.before.differences_beside(&now, undo.ended, &kept);
+        let leaving = [&now.socket, &now.service].into_iter().filter(|unit| unit.job == "stop");
+        moved.extend(leaving.map(|unit| format!("{} is {}", unit.name, unit.doing())));
         // A unit that somebody restarts rests for a moment.
         if moved.is_empty() || Instant::now() >= deadline {
             break (strangers, moved);
@@ -208,7 +207,7 @@ fn settled(run: &Run) -> std::result::Result<Observed, Error> {
         };
         let moving = [&now.socket, &now.service]
             .into_iter()
-            .any(|unit| unit.is_on_its_way() && !before(unit));
+            .any(|unit| !unit.job.is_empty() || (unit.is_on_its_way() && !before(unit)));
         if !moving || Instant::now() > deadline {
             return Ok(now);
         }
@@ -306,8 +305,12 @@ impl Way<'_, '_> {
     fn restore(&mut self, undo: &Undo) {
         let before = self.run.before.clone();
         self.pass(format_args!("rollback.begun"));
+        self.withdraw(&before);
         // Somebody may have stopped the old owner, which nothing of harden's has touched yet.
         let units = !self.still_runs(&before, undo.ended) && (undo.units || !self.holds(&before));
+        if units {
+            along::remember_all(self.run);
+        }
         let apart = self.run.bridge(Role::Rescue).is_some();
         if units && apart {
             self.carry(Role::Rescue);
@@ -357,10 +360,21 @@ impl Way<'_, '_> {
                     return;
                 }
             }
-            along::start(self.run, &before.dependents);
         }
+        along::start(self.run);
         self.drop_bridge(Role::Trial);
         self.pass(format_args!("rollback.done"));
+    }
+
+    /// Calls off stops of sshd's units that a worker before this one has asked for, and that systemd has not
+    /// carried out: they would be when nobody expects it any more.
+    fn withdraw(&mut self, before: &Observed) {
+        for unit in [&before.socket, &before.service] {
+            if self.run.machine.unit(&unit.name).is_ok_and(|now| now.job == "stop") {
+                let withdrawn = self.run.machine.cancel_job(&unit.name);
+                self.attempt(withdrawn);
+            }
+        }
     }
 
     /// Somebody has edited sshd's files meanwhile so that it does not start any more.
@@ -391,7 +405,10 @@ impl Way<'_, '_> {
     fn stop_units(&mut self, before: &Observed) {
         for unit in [&before.socket, &before.service].into_iter().filter(|unit| unit.exists()) {
             let now = self.run.machine.unit(&unit.name);
-            if now.map_or(true, |now| now.active != "inactive" && now.active != "failed") {
+            let rests = |now: &Unit| {
+                matches!(now.active.as_str(), "inactive" | "failed") && now.job.is_empty()
+            };
+            if now.map_or(true, |now| !rests(&now)) {
                 let stopped = self.run.machine.job("StopUnit", &unit.name, JOB);
                 self.attempt(stopped);
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::journal::Record;
 use super::machine::Machine;
 use super::run::Run;
-use super::{bridge, rollback};
+use super::{along, bridge, rollback};
 use crate::observe::Observed;
 use crate::plan::{Op, Role, Step};
 use crate::sys::fault::point;
@@ -43,6 +43,9 @@ fn together(steps: &[(usize, Step)]) -> usize {
 /// Journals steps, does them, and journals that they are done. Nothing waits for the disk, or for an
 /// answer of systemd's, while a port changes hands.
 fn execute_together(run: &mut Run, steps: &[(usize, Step)], left: Duration) -> Result<()> {
+    if steps.iter().any(|(_, step)| matches!(step.op, Op::Stop(_) | Op::Restart(_))) {
+        along::remember(run)?;
+    }
     for (index, step) in steps {
         let begun = begun(run, *index, &step.op);
         run.record(begun)?;
@@ -53,8 +56,14 @@ fn execute_together(run: &mut Run, steps: &[(usize, Step)], left: Duration) -> R
     let last_to_go = steps.len().checked_sub(2);
     let mut going = None;
     let done = perform_all(run, steps, last_to_go, left, &mut going);
-    // Where nothing has taken the port, whatever comes next must not meet the one that still goes.
-    let gone = going.map_or(Ok(()), |op| perform(run, op, left));
+    let is_silence = done.as_ref().is_err_and(SysError::is_silence);
+    let gone = match going {
+        None => Ok(()),
+        // What it waits for is not worth waiting for any more.
+        Some(Op::Stop(unit)) if is_silence => run.machine.cancel_job(unit),
+        // Where nothing has taken the port, whatever comes next must not meet the one that still goes.
+        Some(op) => perform(run, op, left),
+    };
     done.and(gone)?;
     for (index, _) in steps {
         run.record(Record::Done { index: *index })?;

@@ -63,8 +63,9 @@ pub fn state(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
         let unit =
             [&observed.service, &observed.socket].into_iter().find(|u| u.name == wanted.name);
         let Some(unit) = unit else { continue };
-        if wanted.active.is_some_and(|active| active != unit.is_active()) {
-            faults.push(format!("{} is {}", unit.name, unit.active));
+        let leaves = wanted.active == Some(true) && unit.job == "stop";
+        if leaves || wanted.active.is_some_and(|active| active != unit.is_active()) {
+            faults.push(format!("{} is {}", unit.name, unit.doing()));
         }
         if wanted.enabled != unit.is_enabled() {
             faults.push(format!("{} is {}", unit.name, unit.file));

@@ -279,6 +279,10 @@ impl Machine for Fake {
         })
     }
 
+    fn cancel_job(&self, _: &str) -> Result<()> {
+        Ok(())
+    }
+
     fn make_way(&self, bridge: &str, _: &str, _: Duration) -> Result<()> {
         self.let_go(bridge)
     }
