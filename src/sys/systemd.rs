@@ -469,6 +469,8 @@ fn text_of(error: &zbus::Error) -> String {
     match error {
         // So says a bus of somebody who has gone, of systemd too while it is executed anew.
         zbus::Error::MethodError(name, ..) if name.ends_with(".NoReply") => GONE.to_owned(),
+        // And so does zbus where that comes in place of another answer.
+        error if error.to_string().contains("DBus.Error.NoReply") => GONE.to_owned(),
         zbus::Error::MethodError(name, text, _) => text.clone().unwrap_or_else(|| name.to_string()),
         // A call without an answer counts as one that nobody heard.
         zbus::Error::InputOutput(_) => GONE.to_owned(),

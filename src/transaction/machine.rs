@@ -12,7 +12,7 @@ use crate::observe::{self, Ahead, Observed};
 use crate::plan::Expectation;
 use crate::sys::process::Process;
 use crate::sys::service::StopRequest;
-use crate::sys::systemd::{Start, Systemd};
+use crate::sys::systemd::{GONE, Start, Systemd};
 use crate::sys::transient::{self, OwnSshd};
 use crate::sys::units::Unit;
 use crate::sys::{Command, Files, Result, SysError, boot_id, sockets};
@@ -106,6 +106,8 @@ pub(super) const LISTENERS: Duration = Duration::from_secs(10);
 /// How long an sshd that listens has to do so before another listener goes for it: some end just after they have
 /// said that they have started.
 pub(super) const STEADY: Duration = Duration::from_millis(500);
+/// How often a question is put again whose answer was lost.
+const TRIES: u32 = 3;
 /// How often a listener of a trial may be spoken to before it counts as one that does not answer.
 const GREETINGS: u32 = 6;
 /// How long a stopped sshd's listener may stay open in a child of it.
@@ -143,12 +145,16 @@ impl RealMachine {
     /// # Errors
     /// As [`observe::observe`].
     pub fn observe_with(&self, ahead: Ahead) -> std::result::Result<Observed, Error> {
-        match observe::observe(&self.files, &self.systemd.borrow(), ahead) {
-            Err(Error::System(error)) if error.is_silence() => {}
-            other => return other,
+        let mut seen = observe::observe(&self.files, &self.systemd.borrow(), ahead);
+        for _ in 0..TRIES {
+            match &seen {
+                Err(Error::System(error)) if error.is_silence() => {}
+                _ => break,
+            }
+            self.reconnect()?;
+            seen = observe::observe(&self.files, &self.systemd.borrow(), Ahead::ask());
         }
-        self.reconnect()?;
-        observe::observe(&self.files, &self.systemd.borrow(), Ahead::ask())
+        seen
     }
 
     /// Starts a transient service that does the rest of a transaction, anew where it hangs.
@@ -156,8 +162,12 @@ impl RealMachine {
     /// # Errors
     /// Where systemd does not start it.
     pub fn start_worker(&self, unit: &str, command: &[String]) -> Result<()> {
-        let result = self.with(|systemd| transient::start_worker(systemd, unit, command))?;
-        job_result("start", unit, &result)
+        let result = self.with(|systemd| transient::start_worker(systemd, unit, command));
+        // Where the question was put again, the first one may have been heard.
+        if result.is_err() && self.unit(unit)?.is_active() {
+            return Ok(());
+        }
+        job_result("start", unit, &result?)
     }
 
     /// Kills a unit's main process.
@@ -172,13 +182,19 @@ impl RealMachine {
     /// that never ends cannot hold up the way back. Where the connection broke (systemd executed
     /// itself anew, the bus restarted), the question is put again: its answer is not known.
     fn with<T>(&self, ask: impl Fn(&Systemd) -> Result<T>) -> Result<T> {
-        let answer = ask(&self.systemd.borrow());
-        let Err(error) = &answer else { return answer };
-        if !error.is_silence() {
-            return answer;
+        let mut answer = ask(&self.systemd.borrow());
+        for _ in 0..TRIES {
+            let Some(error) = answer.as_ref().err().filter(|error| error.is_silence()) else {
+                break;
+            };
+            let is_gone = error.answer == GONE;
+            self.reconnect()?;
+            if !is_gone {
+                break;
+            }
+            answer = ask(&self.systemd.borrow());
         }
-        self.reconnect()?;
-        if error.answer == crate::sys::systemd::GONE { ask(&self.systemd.borrow()) } else { answer }
+        answer
     }
 
     /// Systemd may take a moment to come back.
