@@ -73,7 +73,11 @@ fn what_stops_along_with_sshd_comes_back() {
 #[track_caller]
 fn slow_to_stop(spec: &str) {
     let slow = "ExecStop=/usr/bin/sleep 75\nTimeoutStopSec=100";
-    let mut machine = beside(Suite::Bookworm, "PartOf=ssh.service", slow);
+    let mut machine = beside(Suite::Bookworm, "PartOf=ssh.service\nAfter=waits.service", slow);
+    // One that is still to stop when sshd is no more.
+    let waits = "[Unit]\nPartOf=ssh.service\nAfter=ssh.service\n[Service]\nExecStart=/usr/bin/sleep infinity\n";
+    machine.root().write("/etc/systemd/system/waits.service", waits);
+    machine.sh("systemctl daemon-reload; systemctl start waits.service");
     machine.spec(spec);
     let watch = Watch::table(&machine, &[22, 2222]);
     machine.apply().code(4);
@@ -87,7 +91,9 @@ fn slow_to_stop(spec: &str) {
     std::thread::sleep(Duration::from_secs(2));
     let seen = watch.end();
     assert!(seen.gaps.is_empty(), "{seen:?}");
-    assert!(active(&machine, "beside.service"), "it stays stopped");
+    for unit in ["beside.service", "waits.service"] {
+        assert!(active(&machine, unit), "{unit} stays stopped");
+    }
     machine.sh("systemctl kill --signal=KILL beside.service; systemctl disable beside.service");
     assert_over(&mut machine, &Want::service(22));
 }

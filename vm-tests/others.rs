@@ -65,13 +65,13 @@ fn a_unit_that_refuses_is_refused() {
 fn two_never_work_on_one_change() {
     let mut machine = Machine::boot(Suite::Trixie, |root| {
         let slow = "[Service]\nExecStartPre=/bin/sh -c 'grep -qs 2222 /etc/ssh/sshd_config.d/00-harden.conf \
-                    && sleep 8 || true'\n";
+                    && sleep 14 || true'\n";
         root.write("/etc/systemd/system/ssh.service.d/slow.conf", slow);
     });
     machine.spec(MOVE);
-    machine.apply_in_background("6s");
+    machine.apply_in_background("10s");
     let confirm = machine.confirm_command();
-    machine.sh("rm -rf /run/harden; sleep 4");
+    machine.sh("rm -rf /run/harden; sleep 7");
     let watch = crate::gap::Watch::table(&machine, &[22, 2222]);
     machine.ssh(2222, &confirm);
     let code = machine.background_end();

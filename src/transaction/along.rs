@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::journal::Record;
 use super::run::Run;
 use crate::sys::Result;
+use crate::sys::units::Unit;
 
 /// How long what stops along with sshd may take to start again.
 const ALONG: Duration = Duration::from_secs(10);
@@ -41,9 +42,9 @@ fn remembered(run: &Run) -> Option<Vec<String>> {
 pub(super) fn start(run: &mut Run) {
     let machine = run.machine;
     let names = remembered(run).unwrap_or_default();
-    let rests = |name: &&String| {
-        machine.unit(name).is_ok_and(|unit| !unit.is_active() && unit.active != "activating")
-    };
+    let runs =
+        |unit: &Unit| (unit.is_active() || unit.active == "activating") && unit.job != "stop";
+    let rests = |name: &&String| machine.unit(name).is_ok_and(|unit| !runs(&unit));
     let mut waiting: Vec<&String> = names.iter().filter(rests).collect();
     let mut told = Vec::new();
     waiting.retain(|name| {
