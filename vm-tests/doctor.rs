@@ -226,7 +226,10 @@ fn units_that_stand_in_the_way() {
     let said = is_named(&machine, "condition");
     assert!(said.contains("AssertPathExists=/nowhere") && !said.contains("all is well"), "{said}");
 
-    machine.root().write("/etc/systemd/system/needed.service", "[Service]\nExecStart=/bin/false\n");
+    machine.root().write(
+        "/etc/systemd/system/needed.service",
+        "[Service]\nType=oneshot\nExecStart=/bin/false\n",
+    );
     with("[Unit]\nBindsTo=needed.service\nAfter=needed.service");
     let said = is_named(&machine, "dependency");
     assert!(said.contains("without needed.service, which has failed"), "{said}");
@@ -403,10 +406,8 @@ fn the_generator_has_not_read_it() {
     machine.sh("systemctl daemon-reload");
     is_named(&machine, "stale-socket");
     // It reads no `ListenAddress 0.0.0.0`, and goes on as it did.
-    let machine = Machine::boot(Suite::UbuntuLike, |root| {
-        root.append("/etc/ssh/sshd_config", "ListenAddress 0.0.0.0\n");
-        root.socket_owns_port(Suite::UbuntuLike);
-    });
+    let machine = Machine::boot(Suite::UbuntuLike, |root| root.socket_owns_port(Suite::UbuntuLike));
+    machine.root().append("/etc/ssh/sshd_config", "ListenAddress 0.0.0.0\n");
     machine.sh("systemctl daemon-reload; systemctl restart ssh.socket");
     is_named(&machine, "generator");
 }
@@ -420,6 +421,48 @@ fn the_generator_is_overruled() {
     machine.sh("systemctl daemon-reload; systemctl restart ssh.socket");
     let said = is_named(&machine, "socket-owns-port");
     assert!(said.contains("ssh.socket.d/override.conf decides"), "{said}");
+}
+
+/// What a restart or the next boot would bring.
+#[test]
+fn what_comes_later_counts() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.root().append("/etc/ssh/sshd_config", "Port 2222\n");
+    machine.root().write("/etc/default/ssh", "SSHD_OPTS=-p2299\n");
+    let said = is_named(&machine, "command-line");
+    assert!(said.contains("-p2299"), "{said}");
+
+    // ssh.socket does not heed it; and stopped by hand, it has the port again after a boot.
+    let machine = socket_system(Suite::Trixie);
+    machine.root().write("/etc/default/ssh", "SSHD_OPTS=-p2299\n");
+    machine.root().append("/etc/ssh/sshd_config", "Port 2222\n");
+    let (causes, report) = diagnosis(&machine);
+    assert_eq!(causes, ["socket-owns-port"], "{report:#}");
+    machine.root().write("/etc/default/ssh", "SSHD_OPTS=\n");
+    machine.sh("systemctl stop ssh.socket; systemctl restart ssh.service");
+    let said = is_named(&machine, "socket-at-boot");
+    assert!(said.contains("after the next boot"), "{said}");
+}
+
+/// On Debian's unit the two collide.
+#[test]
+fn a_socket_that_failed() {
+    let machine = socket_system(Suite::Trixie);
+    let lines = "[Socket]\nListenStream=\nListenStream=0.0.0.0:2222\nListenStream=[::]:2222\n";
+    machine.root().write("/etc/systemd/system/ssh.socket.d/own.conf", lines);
+    machine
+        .exec("systemctl daemon-reload; systemctl stop ssh.service; systemctl restart ssh.socket");
+    let said = is_named(&machine, "failed");
+    assert!(said.contains("[::]:2222 takes IPv4 too"), "{said}");
+}
+
+/// Where sshd does not answer nothing is proposed.
+#[test]
+fn a_silent_sshd_is_no_diagnosis() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("mkfifo /etc/ssh/sshd_config.d/f.conf");
+    let said = machine.exec("harden doctor").code(1);
+    assert!(said.stderr.contains("sshd does not say"), "{said:?}");
 }
 
 /// Two ways of half moving from ssh.socket to ssh.service by hand.

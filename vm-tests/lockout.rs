@@ -236,11 +236,21 @@ fn who_takes_roots_place_becomes_root() {
     for rules in [
         "deploy ALL=(www-data) NOPASSWD: ALL",
         "deploy ALL=(ALL) NOPASSWD: ALL\ndeploy ALL=(ALL) ALL",
+        "deploy ALL=(ALL) NOPASSWD: ALL\ndeploy ALL=(ALL) !ALL",
         "Defaults targetpw\ndeploy ALL=(ALL) ALL",
     ] {
         machine.sh(&format!("printf '{rules}\\n' > /etc/sudoers.d/t"));
-        is_refused(&machine, &["nobody else who gets in can become root"]);
+        is_refused(&machine, &["nobody else who gets in becomes root by sudo"]);
     }
+    for rules in ["NOPASSWD: ALL, !/usr/bin/passwd root", "NOPASSWD: /usr/bin/bash, /usr/bin/su -"]
+    {
+        machine.sh(&format!("echo 'deploy ALL=(ALL) {rules}' > /etc/sudoers.d/t"));
+        machine.exec("harden plan spec.yaml").code(0);
+    }
+    // Who could, and is kept out by something else.
+    machine.sh("mv /home/deploy/.ssh/authorized_keys moved");
+    is_refused(&machine, &["deploy, who does, neither: there is no key of deploy's"]);
+    machine.sh("mv moved /home/deploy/.ssh/authorized_keys");
     machine.sh("echo 'deploy ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/t; mkdir /etc/ssh/keys; \
                 for user in root deploy; do cp .ssh/authorized_keys /etc/ssh/keys/$user; done; \
                 chmod 600 /etc/ssh/keys/*");
@@ -482,7 +492,7 @@ fn from_wherever_one_is_logged_in() {
     second.wait().unwrap();
     machine.sh("gpasswd -d deploy sudo; rm -f /etc/sudoers.d/*");
     spec(&machine, "{PermitRootLogin: no}", "");
-    is_refused(&machine, &["nobody else who gets in can become root"]);
+    is_refused(&machine, &["nobody else who gets in becomes root by sudo"]);
     for rule in
         ["deploy ALL=(ALL) NOPASSWD: ALL", "Defaults:deploy !authenticate\ndeploy ALL=(ALL) ALL"]
     {

@@ -60,7 +60,7 @@ mod cases {
         // But where deploy's sudo wants a password that deploy has not got, root is needed.
         machine.sh("rm /etc/sudoers.d/deploy; harden rollback -y");
         let back = apply(&machine, "{PermitRootLogin: no}").code(1);
-        assert!(unwrapped(&back).contains("can become root"), "{back:?}");
+        assert!(unwrapped(&back).contains("becomes root by sudo"), "{back:?}");
         // Nobody could log in with a key before, so there is nothing to compare with.
         machine.root().remove("/root/.ssh/authorized_keys");
         machine.root().remove("/home/deploy/.ssh/authorized_keys");

@@ -13,6 +13,57 @@ on_debian!(forwarded_ports_are_no_sshd, who_edits_before_recovery_keeps_it);
 const MOVE: &str = "version: 1\nssh: {port: 2222, socket: disabled}\n";
 const SAME_PORT: &str = "version: 1\nssh: {socket: keep, settings: {MaxAuthTries: 4}}\n";
 
+/// Debian 11: the last session that ssh.socket has started ends long after the change, and does not take sshd's
+/// folder with it. `harden verify` and the doctor see where it is gone.
+#[test]
+fn the_last_session_of_the_socket_ends() {
+    let mut machine = socket_system(Suite::Bullseye);
+    let mut old = machine.session(22);
+    machine.spec(MOVE);
+    machine.apply().code(0);
+    machine.sh("pkill -f '^sshd: root@'");
+    assert!(old.ends(), "the old session is still there");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    for user in ["root", "deploy"] {
+        assert_eq!(machine.ssh_as(user, 2222, "echo in").stdout, "in\n", "{user}");
+    }
+    unchanged(&machine, || machine.apply().code(0));
+    machine.sh("rmdir /run/sshd");
+    let verified = machine.exec("harden verify spec.yaml").code(3);
+    assert!(verified.stdout.contains("/run/sshd was gone"), "{verified:?}");
+    machine.sh("rmdir /run/sshd");
+    let said = machine.exec("harden doctor").code(3).stdout;
+    assert!(said.contains("run-folder-gone") && said.contains("systemctl restart ssh"), "{said}");
+    machine.exec("harden verify spec.yaml").code(0);
+    assert_over(&mut machine, &Want::service(2222));
+    machine.exec("harden rollback -y").code(0);
+    assert_over(&mut machine, &Want::socket(22));
+}
+
+/// A drop-in that systemd cannot read: sshd runs, and would not start again.
+#[test]
+fn a_unit_that_systemd_cannot_read_is_refused() {
+    for suite in [Suite::Bookworm, Suite::Trixie] {
+        let machine = Machine::boot(suite, |_| {});
+        let drop_in = "/etc/systemd/system/ssh.service.d/o.conf";
+        machine
+            .root()
+            .write(drop_in, "[Service]\nExecStart=/usr/sbin/sshd -D -o LogLevel=VERBOSE\n");
+        machine.sh("systemctl daemon-reload");
+        for spec in [SAME_PORT, MOVE] {
+            machine.spec(spec);
+            let refused = unchanged(&machine, || machine.apply().code(1));
+            assert!(refused.stderr.contains("systemd cannot read ssh.service"), "{refused:?}");
+        }
+        let said = machine.exec("harden doctor").code(3).stdout;
+        assert!(said.starts_with("broken-unit\n"), "{said}");
+        machine.root().remove(drop_in);
+        machine.sh("systemctl daemon-reload");
+        machine.exec("harden doctor").code(0);
+        machine.apply().code(0);
+    }
+}
+
 /// Something else than a link pulls ssh.socket in: after the next boot it would have the port again.
 #[test]
 fn a_socket_that_would_come_back_is_refused() {

@@ -1,7 +1,9 @@
 //! `harden verify`.
 
+use std::path::Path;
+
 use harden::error::{Error, Refusal, exit};
-use harden::observe;
+use harden::observe::{self, PRIVSEP};
 use harden::plan::Change;
 use harden::report::{human, json};
 use harden::spec::{self, Spec};
@@ -66,6 +68,8 @@ fn verified(args: &VerifyArgs) -> Result<Found, Error> {
 
 /// The proof that an apply makes in the end, and what an apply would do now.
 fn proven(files: &Files, spec: &Spec) -> Result<Found, Error> {
+    // Whoever asks sshd makes it.
+    let has_folder = files.exists(Path::new(PRIVSEP));
     let ahead = ahead(spec);
     let observed = observe::observe(files, &observe::connect()?, ahead)?;
     let (plan, risks) = match examined(files, spec, &observed) {
@@ -81,6 +85,9 @@ fn proven(files: &Files, spec: &Spec) -> Result<Found, Error> {
     let mut faults = verify::state(&plan.expect, &observed);
     faults.extend(verify::settings(&plan.expect, &observed));
     faults.extend(risks.into_iter().map(|risk| risk.message));
+    if !has_folder && observed.needs_run_folder() {
+        faults.push(format!("{PRIVSEP} was gone, and without it sshd turns everybody away"));
+    }
     if observed.stale {
         faults.push("sshd's files changed after it started".to_owned());
     }

@@ -28,6 +28,8 @@ pub struct Case {
     pub running: Option<Running>,
     /// Units without which ssh.service does not start, and that have failed.
     pub failed: Vec<String>,
+    /// Whether sshd runs without the folder that it needs for each connection.
+    pub folder_gone: bool,
 }
 
 /// The main process of ssh.service.
@@ -35,8 +37,6 @@ pub struct Case {
 pub struct Running {
     /// File name of its program.
     pub program: String,
-    /// Whether systemd has given it sockets (sd_listen_fds(3)).
-    pub inherits: bool,
     /// Whether it has a network namespace of its own.
     pub apart: bool,
 }
@@ -75,7 +75,8 @@ pub enum Fix {
 /// Finds what is wrong, the most fundamental first; nothing on a healthy host.
 pub fn diagnose(case: &Case) -> Vec<Finding> {
     let sight = Sight::new(case);
-    let mut findings = causes::configuration(case);
+    let mut findings = causes::folder_gone(case);
+    findings.extend(causes::configuration(case));
     findings.extend(causes::other_file(case));
     findings.extend(causes::orphans(&sight));
     // What follows from those is none of its own.
@@ -89,7 +90,7 @@ pub fn diagnose(case: &Case) -> Vec<Finding> {
     }
     findings.extend(causes::shadowed(case));
     if findings.is_empty() {
-        findings.extend(causes::not_enabled(&sight));
+        findings.extend(causes::not_enabled(&sight).or_else(|| causes::other_at_boot(&sight)));
     }
     findings
 }

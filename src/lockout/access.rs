@@ -127,10 +127,14 @@ fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
     let allowed = list("allowusers");
     let may = |pattern: &String| takes_user(admin, pattern) != Some(false);
     if !allowed.is_empty() && !allowed.iter().any(may) {
-        return because(
-            format!("not listed in AllowUsers ({})", allowed.join(" ")),
-            format!("add {name} to AllowUsers"),
-        );
+        let by_place = |pattern: &String| {
+            pattern.rsplit_once('@').is_some_and(|(user, _)| fits(name.as_bytes(), user.as_bytes()))
+        };
+        let fix = match admin.from.filter(|_| allowed.iter().any(by_place)) {
+            Some(from) => format!("let AllowUsers take {name} from {from}"),
+            None => format!("add {name} to AllowUsers"),
+        };
+        return because(format!("not listed in AllowUsers ({})", allowed.join(" ")), fix);
     }
     if let Some(pattern) = list("denygroups").iter().find(in_group) {
         return because(
@@ -179,7 +183,7 @@ fn root(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
         return None;
     }
     because(
-        format!("PermitRootLogin {value}, and nobody else who gets in can become root"),
+        format!("PermitRootLogin {value}, and nobody else who gets in becomes root by sudo"),
         "set up a user with a key and sudo, and name them in `safety.admins`; or set PermitRootLogin \
          prohibit-password",
     )

@@ -222,25 +222,16 @@ impl<'g> Guards<'g> {
                 Some(_) => {}
             }
         }
+        let becomes_root = |admin: &&Admin| admin.user.uid != 0 && users::becomes_root(&admin.user);
         let is_replaced = |admin: &Admin| {
             // Who gets in from elsewhere does not take their own place.
-            let others = users::administrators().into_iter().chain(users::people());
-            let others = others.filter(|user| user.uid != 0);
-            // They come from where root does.
-            let mut others = others.map(|user| Admin { user, from: admin.from, listed: false });
-            let becomes_root =
-                |other: &&Admin| other.user.uid != 0 && users::becomes_root(&other.user);
             admin.user.uid == 0
                 && !admin.listed
                 && (enters.iter().copied().any(|other| becomes_root(&other))
-                    || others.any(|other| becomes_root(&&other) && gets_in(&other, &then, &keys)))
+                    || in_place_of(admin).any(|other| gets_in(&other, &then, &keys)))
         };
-        for (admin, Obstacle { why, fix }) in lost {
-            if !is_replaced(admin) {
-                let message = format!("{} could not log in any more: {why}", admin.user.name);
-                risks.push(Risk { message, fix });
-            }
-        }
+        lost.retain(|(admin, _)| !is_replaced(admin));
+        risks.extend(lost.into_iter().map(|(admin, found)| shut_out(admin, found, &then, &keys)));
         for admin in enters.iter().filter(|admin| admin.listed && !users::becomes_root(&admin.user))
         {
             let name = &admin.user.name;
@@ -261,6 +252,30 @@ impl<'g> Guards<'g> {
         let mut seen = BTreeSet::new();
         risks.retain(|risk| seen.insert(risk.message.clone()));
         risks
+    }
+}
+
+/// Those who may take root's place, from where root comes.
+fn in_place_of(root: &Admin) -> impl Iterator<Item = Admin> {
+    let others = users::administrators().into_iter().chain(users::people());
+    let others = others.filter(|user| user.uid != 0 && users::becomes_root(user));
+    others.map(|user| Admin { user, from: root.from, listed: false })
+}
+
+/// Who would be shut out, and why; of root also why nobody takes root's place who could.
+fn shut_out(admin: &Admin, found: Obstacle, then: &View, keys: &Keys) -> Risk {
+    let Obstacle { why, fix } = found;
+    let message = format!("{} could not log in any more: {why}", admin.user.name);
+    let is_root = admin.user.uid == 0 && !admin.listed;
+    let other = in_place_of(admin).filter(|_| is_root).find_map(|other| {
+        let found = obstacle(&other, &then.of(&other)?, keys)?;
+        Some((other.user.name, found))
+    });
+    match other {
+        None => Risk { message, fix },
+        Some((name, Obstacle { why, fix })) => {
+            Risk { message: format!("{message}; {name}, who does, neither: {why}"), fix }
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::Verdict;
+use super::{PRIVSEP, Verdict};
 use crate::sshd::Effective;
 use crate::sshd::algorithms::Algorithms;
 use crate::sshd::release::Release;
@@ -128,7 +128,7 @@ pub fn ask_sshd(main: Option<&Path>, settings: &[String]) -> Verdict {
 /// sshd insists on /run/sshd, which systemd removes when ssh.service stops (Debian 11, 12).
 fn prepare_run_folder() {
     let files = Files::at("/");
-    let folder = Path::new("/run/sshd");
+    let folder = Path::new(PRIVSEP);
     if !files.exists(folder) {
         let made = files.put(folder, &Image::Directory { meta: Meta::root(0o755) });
         if let Err(error) = made {

@@ -12,16 +12,22 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use ask::{Ahead, ask_sshd, sshd_program};
-pub use read::{check_clients, check_host, config_tree, connect, last_change, no_bus, observe};
+pub use read::{
+    check_clients, check_host, config_tree, connect, last_change, no_bus, observe, sessions_drop_in,
+};
 
 use crate::sshd::algorithms::Algorithms;
 use crate::sshd::release::Release;
 use crate::sshd::{ConfigFile, ConfigTree, Effective, options};
 use crate::sys::process::Process;
-use crate::sys::units::Unit;
+use crate::sys::units::{Unit, directives};
 
 /// The main configuration file that Debian's and most other sshd builds read.
 pub const MAIN_CONFIG: &str = "/etc/ssh/sshd_config";
+/// The folder in which sshd confines what speaks to a client before the login (sshd(8), FILES). ssh.service
+/// takes it away when it stops or does not start, and so does each connection of ssh.socket that ends (Debian
+/// 11); an sshd that serves meanwhile needs it for every connection.
+pub const PRIVSEP: &str = "/run/sshd";
 /// Debian's and Ubuntu's units do not start sshd while this file exists.
 pub const NOT_TO_BE_RUN: &str = "/etc/ssh/sshd_not_to_be_run";
 /// Where administrators' unit files, drop-ins and enablement links are.
@@ -240,7 +246,9 @@ impl Observed {
             let same_run = was.active == is.active
                 || (rests(was) && rests(is))
                 || (on_demand && was.name == self.service.name && comes_and_goes);
-            let same_file = (&was.load, &was.file) == (&is.load, &is.file) || told(was);
+            let same_file = (was.exists(), was.is_masked(), &was.file)
+                == (is.exists(), is.is_masked(), &is.file)
+                || told(was);
             if !same_file || !same_run {
                 moved.push(format!("{} was {}, is {}", was.name, was.summary(), is.summary()));
             }
@@ -254,6 +262,21 @@ impl Observed {
             },
         ));
         moved
+    }
+
+    /// Whether systemd makes a folder for sshd when ssh.service starts, and takes it away with it
+    /// (`RuntimeDirectory=`): without it sshd turns everybody away.
+    pub fn has_run_folder(&self) -> bool {
+        let files = std::iter::once(&self.service.fragment).chain(&self.service.drop_ins);
+        let texts = files.filter_map(|path| self.unit_files.get(path));
+        texts
+            .flat_map(|file| directives(&file.text))
+            .any(|(key, value)| key == "RuntimeDirectory" && value == "sshd")
+    }
+
+    /// Whether the sshd that runs turns everybody away without it.
+    pub fn needs_run_folder(&self) -> bool {
+        self.service.is_active() && self.has_run_folder()
     }
 
     /// The units that have to be stopped before anything else may listen, the socket first: those

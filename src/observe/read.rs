@@ -310,13 +310,21 @@ fn seen_otherwise(files: &Files, config: &ConfigTree, service: &Unit) -> Vec<Pat
     config.files.iter().filter(differs).map(|file| file.path.clone()).collect()
 }
 
+/// The drop-in of the units that a socket with `Accept=yes` starts for each connection, until the next boot.
+pub fn sessions_drop_in(socket: &str) -> PathBuf {
+    let template = socket.replace(".socket", "@.service");
+    Path::new("/run/systemd/system").join(format!("{template}.d")).join("zz-harden.conf")
+}
+
 /// Folders for drop-ins that do not exist yet.
 fn missing_folders(files: &Files, config: &ConfigTree, socket: &Unit) -> Vec<PathBuf> {
     let included = config.includes.keys().filter_map(|pattern| Path::new(pattern).parent());
     let socket_folder = Path::new(UNIT_FOLDER).join(format!("{}.d", socket.name));
+    let session_folder = sessions_drop_in(&socket.name).parent().map(Path::to_owned);
     let mut missing: Vec<PathBuf> = included
         .map(Path::to_owned)
         .chain([socket_folder])
+        .chain(session_folder)
         .filter(|folder| !files.exists(folder))
         .collect();
     missing.sort();

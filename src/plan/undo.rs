@@ -40,7 +40,9 @@ pub fn undo(
     present: &BTreeMap<PathBuf, Image>,
 ) -> Result<Plan, Refusal> {
     let at = |path: &Path| present.get(path).unwrap_or(&Image::Absent);
-    for (path, written) in earlier.written {
+    // What was for that boot alone is gone, or does no harm.
+    let lasts = |path: &Path| !path.starts_with("/run");
+    for (path, written) in earlier.written.iter().filter(|(path, _)| lasts(path)) {
         if !at(path).is_like(written) {
             return Err(Refusal::new(
                 "edited-since",
@@ -49,8 +51,11 @@ pub fn undo(
             ));
         }
     }
-    let changed: Vec<&(PathBuf, Image)> =
-        earlier.images.iter().filter(|(path, image)| !at(path).is_like(image)).collect();
+    let changed: Vec<&(PathBuf, Image)> = earlier
+        .images
+        .iter()
+        .filter(|(path, image)| lasts(path) && !at(path).is_like(image))
+        .collect();
     let is_unit = |path: &Path| path.starts_with(UNIT_FOLDER);
     let (units, sshd): (Vec<_>, Vec<_>) = changed.iter().partition(|(path, _)| is_unit(path));
     let why = format!("It was so before transaction {}.", earlier.id);

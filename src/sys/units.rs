@@ -159,6 +159,11 @@ impl Unit {
         }
     }
 
+    /// Whether systemd has found files of it that it cannot read (`LoadState`).
+    pub fn is_broken(&self) -> bool {
+        matches!(self.load.as_str(), "bad-setting" | "error")
+    }
+
     /// Whether it is masked, persistently or until the next boot.
     pub fn is_masked(&self) -> bool {
         self.load == "masked" || self.file.starts_with("masked")
@@ -167,6 +172,14 @@ impl Unit {
     /// Whether it starts at boot.
     pub fn is_enabled(&self) -> bool {
         self.file.starts_with("enabled")
+    }
+
+    /// The port of a socket that is bound for IPv4, and for IPv6 in a way that takes IPv4 too: so neither start
+    /// comes to anything (systemd.socket(5), BindIPv6Only=).
+    pub fn collision(&self) -> Option<&str> {
+        let any = |start| self.listen.iter().filter_map(move |at| at.strip_prefix(start));
+        let shared = any("0.0.0.0:").find(|port| any("[::]:").any(|other| other == *port));
+        shared.filter(|_| self.bind_ipv6_only != "ipv6-only")
     }
 
     /// Whether it may use a family of addresses (`AF_INET`, `AF_INET6`).

@@ -182,15 +182,38 @@ fn rule_of(listed: &str) -> Option<Rule> {
     let is_others = |word: &str| others.contains(&word.trim_matches([',', ' ']));
     let own = !listed.split_whitespace().any(is_others);
     let unasked = listed.split_whitespace().any(|word| word.trim_matches(',') == "!authenticate");
-    let rule = |line: &str| {
-        let (run_as, commands) = line.trim().strip_prefix('(')?.split_once(')')?;
+    // Of each command the last word counts: what denies all of them takes back what stands before.
+    let mut found = None;
+    for line in listed.lines() {
+        let Some((run_as, commands)) =
+            line.trim().strip_prefix('(').and_then(|l| l.split_once(')'))
+        else {
+            continue;
+        };
         let user = run_as.split(':').next().unwrap_or(run_as);
-        let as_root = user.split(',').any(|name| matches!(name.trim(), "ALL" | "root"));
-        let everything = commands.ends_with("ALL") && !commands.contains('!');
+        if !user.split(',').any(|name| matches!(name.trim(), "ALL" | "root")) {
+            continue;
+        }
         let free = unasked || commands.contains("NOPASSWD:");
-        (as_root && everything).then_some(Rule { free, own })
-    };
-    listed.lines().rev().find_map(rule)
+        for command in commands.split(',') {
+            let command = command.rsplit(": ").next().unwrap_or(command).trim();
+            match command {
+                "ALL" => found = Some(Rule { free, own }),
+                "!ALL" => found = None,
+                shell if is_shell(shell) => found = found.or(Some(Rule { free, own })),
+                denied if denied.strip_prefix('!').is_some_and(is_shell) => found = None,
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// Whether a command is a shell of root's, with any arguments.
+fn is_shell(command: &str) -> bool {
+    let shells = ["bash", "dash", "fish", "ksh", "sh", "su", "zsh"];
+    let whole = command.strip_suffix(" -").unwrap_or(command);
+    whole.starts_with('/') && shells.iter().any(|shell| whole.ends_with(&format!("bin/{shell}")))
 }
 
 /// root, and the members of the groups that sudo usually knows.
@@ -261,7 +284,11 @@ mod tests {
         assert_eq!(rule_of("    (ALL : ALL) ALL\n    (root) NOPASSWD: ALL\n"), rule(true, true));
         assert_eq!(rule_of("    env_reset, !authenticate\n\n    (ALL) ALL\n"), rule(true, true));
         assert_eq!(rule_of("    env_reset, targetpw\n\n    (ALL) ALL\n"), rule(false, false));
-        for none in ["(www-data) NOPASSWD: ALL", "(root) /bin/bash", "(ALL) ALL, !/bin/sh", ""] {
+        let taken = "    (ALL : ALL) NOPASSWD: ALL\n    (ALL : ALL) !ALL\n";
+        assert_eq!(rule_of("    (ALL) NOPASSWD: ALL, !/usr/bin/passwd root\n"), rule(true, true));
+        assert_eq!(rule_of("    (root) NOPASSWD: /usr/bin/id, /usr/bin/su -\n"), rule(true, true));
+        for none in ["(www-data) NOPASSWD: ALL", "(root) /bin/ls", "(ALL) ALL, !/bin/sh", "", taken]
+        {
             assert_eq!(rule_of(none), None, "{none}");
         }
     }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::observe::{self, Ahead, Observed};
+use crate::observe::{self, Ahead, Observed, PRIVSEP};
 use crate::plan::Expectation;
 use crate::sys::process::Process;
 use crate::sys::service::StopRequest;
@@ -112,10 +112,6 @@ const TRIES: u32 = 3;
 const GREETINGS: u32 = 6;
 /// How long a stopped sshd's listener may stay open in a child of it.
 const CLOSED: Duration = Duration::from_secs(2);
-/// sshd's privilege separation folder. ssh.service takes it away when it stops or does not start, and so
-/// does each connection of ssh.socket that ends (Debian 11); an sshd that serves meanwhile needs
-/// it for every connection.
-const PRIVSEP: &str = "/run/sshd";
 
 impl RealMachine {
     /// Uses systemd over the connection that `connect` makes, now and whenever it has to be made

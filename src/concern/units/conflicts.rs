@@ -13,7 +13,8 @@ use crate::sys::units::Unit;
 /// What systemd has not read yet would start something else than what was looked at.
 pub(crate) fn refuse_unread(observed: &Observed) -> Result<(), Refusal> {
     let service = &observed.service;
-    if !service.needs_reload {
+    // One that systemd cannot read stays unread.
+    if !service.needs_reload || service.is_broken() {
         return Ok(());
     }
     Err(Refusal::new(
@@ -28,6 +29,22 @@ pub(crate) fn refuse_unread(observed: &Observed) -> Result<(), Refusal> {
 
 pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
     let (service, socket) = (&observed.service, &observed.socket);
+    let counts = |unit: &Unit| unit.name == service.name || unit.is_active() || unit.is_enabled();
+    let broken = |unit: &&Unit| unit.is_broken() && counts(unit);
+    if let Some(unit) = [service, socket].into_iter().find(broken) {
+        return Err(Refusal::new(
+            "broken-unit",
+            format!(
+                "systemd cannot read {}, and would not start it again ({})",
+                unit.name, unit.load
+            ),
+            format!(
+                "see what is wrong (systemctl status {0}; systemctl cat {0}), mend it, systemctl \
+                 daemon-reload, and plan again",
+                unit.name
+            ),
+        ));
+    }
     if let Some(unit) = [service, socket].into_iter().find(|unit| unit.file == "masked-runtime") {
         return Err(Refusal::new(
             "masked-runtime",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::Planner;
 use crate::concern::listening::configured;
 use crate::error::Refusal;
-use crate::observe::UNIT_FOLDER;
+use crate::observe::{Observed, UNIT_FOLDER, sessions_drop_in};
 use crate::plan::FileChange;
 use crate::sys::files::Meta;
 use crate::sys::units::directives;
@@ -53,7 +53,29 @@ impl Planner<'_> {
             });
         }
         files.extend(self.own_drop_in().map(|own| self.without(own)));
+        files.extend(self.sessions_drop_in());
         Ok(files)
+    }
+
+    /// Debian 11: a session that ssh.socket has started takes sshd's folder away when it ends, and ssh.service
+    /// turns everybody away from then on. Its sessions end with the boot, and so does this file.
+    fn sessions_drop_in(&self) -> Option<FileChange> {
+        let Observed { socket, service, .. } = self.observed;
+        let takes = socket.accept && socket.is_active() && self.observed.has_run_folder();
+        takes.then(|| FileChange {
+            path: sessions_drop_in(&socket.name),
+            before: None,
+            after: Some(
+                "# Written by harden, until the next boot.\n[Service]\nRuntimeDirectoryPreserve=yes\n"
+                    .to_owned(),
+            ),
+            meta: Meta::root(0o644),
+            concern: "units",
+            reason: format!(
+                "A session of {} that ends would take /run/sshd away from {}.",
+                socket.name, service.name
+            ),
+        })
     }
 
     fn without(&self, (path, text, meta): (PathBuf, String, Meta)) -> FileChange {
@@ -84,7 +106,9 @@ impl Planner<'_> {
     pub(super) fn socket_files(&self) -> Result<Vec<FileChange>, Refusal> {
         let own = self.own_drop_in();
         let wanted = &self.listening.endpoints;
-        if own.is_none() && configured(self.observed) == *wanted {
+        let socket = &self.observed.socket;
+        let fails = !socket.is_active() && socket.collision().is_some();
+        if own.is_none() && configured(self.observed) == *wanted && !fails {
             return Ok(Vec::new());
         }
         self.refuse_later_drop_in()?;

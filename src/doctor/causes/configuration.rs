@@ -8,6 +8,18 @@ use crate::doctor::{Case, Finding, Fix, lines};
 use crate::observe::{MAIN_CONFIG, Verdict};
 use crate::sshd::reading::{Place, Problem, Reading};
 
+/// Every connection would end at once (sshd(8), /run/sshd).
+pub(in crate::doctor) fn folder_gone(case: &Case) -> Vec<Finding> {
+    let name = &case.observed.service.name;
+    let found = finding(
+        "run-folder-gone",
+        format!("/run/sshd was gone, and without it {name} turns everybody away"),
+        vec![format!("{name} makes it when it starts; something has taken it away since")],
+        command(format!("systemctl restart {name}")),
+    );
+    if case.folder_gone { vec![found] } else { Vec::new() }
+}
+
 /// sshd refuses its configuration.
 pub(in crate::doctor) fn configuration(case: &Case) -> Vec<Finding> {
     let Verdict::Invalid(said) = &case.files else { return Vec::new() };
@@ -25,10 +37,17 @@ pub(in crate::doctor) fn configuration(case: &Case) -> Vec<Finding> {
             format!("{place}: {what}, so sshd starts no more"),
             [evidence, vec![format!("the block begins at {block} and reaches to the file's end")]]
                 .concat(),
-            Fix::Advice(format!("move {place} above {block}")),
+            Fix::Advice(format!("move {place} above {block}{}", restart(case, ", and then: "))),
         )];
     }
-    let advice = "mend the line that sshd names; `sshd -t` says when it is well".to_owned();
+    let advice = if case.observed.config.files.is_empty() {
+        format!("put {MAIN_CONFIG} back (it comes with openssh-server)")
+    } else {
+        format!(
+            "mend what sshd names; `sshd -t` says when it is well{}",
+            restart(case, ", and then: ")
+        )
+    };
     vec![finding(
         "config-invalid",
         "sshd refuses its configuration, and starts no more",
@@ -62,16 +81,21 @@ fn open_host_keys(case: &Case, said: &str) -> Finding {
     } else {
         paths.join(" ")
     };
-    let start = match case.observed.service.is_active() || case.observed.socket.is_active() {
-        true => String::new(),
-        false => format!(" && systemctl restart {}", case.observed.service.name),
-    };
+    let start = restart(case, " && ");
     finding(
         "open-host-keys",
         "others can read sshd's host keys, so it takes none, and starts no more",
         open.iter().map(|line| format!("sshd -t: {line}")).collect(),
         command(format!("chmod 600 {paths} && sshd -t{start}")),
     )
+}
+
+/// How sshd is started, behind some words, where it does not run.
+fn restart(case: &Case, words: &str) -> String {
+    match case.observed.service.is_active() || case.observed.socket.is_active() {
+        true => String::new(),
+        false => format!("{words}systemctl restart {}", case.observed.service.name),
+    }
 }
 
 /// sshd reads another file.

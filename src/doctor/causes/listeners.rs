@@ -117,22 +117,17 @@ fn elsewhere(sight: &Sight) -> Finding {
             )),
             look("PrivateNetwork= or NetworkNamespacePath="),
         ),
-        Some(running) if running.inherits => finding(
+        _ => finding(
             "kept-socket",
-            format!("sshd still has a socket that {} once gave it", socket.name),
+            format!(
+                "sshd does not listen where its files say; it may still have a socket that {} once gave it",
+                socket.name
+            ),
             evidence(format!(
                 "{} is {}, {name} (pid {}) has not been restarted since",
                 socket.name, socket.active, service.main_pid
             )),
             command(format!("systemctl restart {name}")),
-        ),
-        _ => finding(
-            "unexplained",
-            "sshd does not listen where its files say, for no reason that harden knows",
-            evidence(format!("{name} is {} (pid {})", service.active, service.main_pid)),
-            Fix::Advice(format!(
-                "journalctl -u {name} may say why; systemctl restart {name} has it try again"
-            )),
         ),
     }
 }
@@ -215,9 +210,17 @@ fn taken(sight: &Sight) -> Vec<Finding> {
 /// `SSHD_OPTS` and the like.
 fn command_line(sight: &Sight) -> Option<Finding> {
     let line = &sight.case.observed.command_line;
+    // Who gets its listeners from systemd does not heed them.
+    if sight.case.observed.socket.is_active() {
+        return None;
+    }
     let keywords = LISTENING.map(str::to_owned);
-    let words = if line.running.is_empty() { line.all() } else { line.running.clone() };
-    let option = options::parse(&words).into_iter().find(|option| option.sets_any(&keywords))?;
+    let found = |words: &[String]| {
+        let option = options::parse(words).into_iter().find(|option| option.sets_any(&keywords));
+        option.map(|option| (words.to_vec(), option))
+    };
+    // What a restart would bring counts too.
+    let (words, option) = found(&line.running).or_else(|| found(&line.all()))?;
     let family = option.sets_any(&["AddressFamily".to_owned()]);
     let in_file = options::parse(&line.words).contains(&option);
     let option = option.words.join(" ");

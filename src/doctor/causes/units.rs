@@ -7,6 +7,7 @@ use super::{command, does, finding, list, says};
 use crate::concern::listening::configured;
 use crate::doctor::{Case, Finding, Fix, Sight};
 use crate::observe::{NOT_TO_BE_RUN, Owner, Verdict};
+use crate::sshd::effective::ports;
 use crate::sys::units::{Unit, directives};
 
 /// systemd holds the port.
@@ -59,12 +60,17 @@ fn restart(case: &Case) -> String {
 fn generated(sight: &Sight, generator: &Path, listens: String) -> Finding {
     let socket = &sight.case.observed.socket;
     if let Some(own) = own_addresses(sight.case) {
+        let is_hardens = own.ends_with("zz-harden.conf");
         let own = own.display();
         return finding(
             "socket-owns-port",
             format!("{own} decides where {} listens, and sshd_config does not", socket.name),
             vec![says(sight), does(sight), listens],
-            Fix::Advice(format!("take ListenStream out of {own}, or Port out of sshd_config")),
+            Fix::Advice(if is_hardens {
+                "apply your spec again, and leave Port in sshd_config to it".to_owned()
+            } else {
+                format!("take ListenStream out of {own}, or Port out of sshd_config")
+            }),
         );
     }
     if !sight.case.ungenerated {
@@ -128,6 +134,9 @@ pub(in crate::doctor) fn blocked(sight: &Sight) -> Option<Finding> {
     if let Some(found) = masked(service, socket, &evidence) {
         return Some(found);
     }
+    if service.is_broken() {
+        return Some(broken(service, evidence));
+    }
     if let Some(found) = not_to_be_run(sight, &evidence) {
         return Some(found);
     }
@@ -151,6 +160,19 @@ pub(in crate::doctor) fn blocked(sight: &Sight) -> Option<Finding> {
     None
 }
 
+/// systemd cannot read the unit.
+fn broken(unit: &Unit, evidence: Vec<String>) -> Finding {
+    let name = &unit.name;
+    finding(
+        "broken-unit",
+        format!("systemd cannot read {name}, and does not start it ({})", unit.load),
+        [evidence, vec![format!("systemctl status {name} says what is wrong")]].concat(),
+        Fix::Advice(format!(
+            "mend what `systemctl cat {name}` shows; then systemctl daemon-reload; systemctl restart {name}"
+        )),
+    )
+}
+
 /// Neither unit runs.
 pub(super) fn not_running(sight: &Sight) -> Finding {
     let observed = &sight.case.observed;
@@ -166,6 +188,9 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
                 "see what ails it: systemctl status {needed}; once it runs: systemctl start {name}"
             )),
         );
+    }
+    if socket.active == "failed" && (socket.is_enabled() || !service.is_enabled()) {
+        return failed_socket(sight, evidence);
     }
     // One that fails again and again is `activating` in between.
     if service.active == "failed" || service.active == "activating" {
@@ -184,6 +209,59 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
     )
 }
 
+/// ssh.socket does not listen.
+fn failed_socket(sight: &Sight, evidence: Vec<String>) -> Finding {
+    let socket = &sight.case.observed.socket;
+    let name = &socket.name;
+    match socket.collision() {
+        Some(port) => finding(
+            "failed",
+            format!(
+                "{name} has failed: [::]:{port} takes IPv4 too, where 0.0.0.0:{port} already is"
+            ),
+            [evidence, vec![format!("BindIPv6Only={}", socket.bind_ipv6_only)]].concat(),
+            sight.spec(format!("{{port: {port}, socket: enabled}}")),
+        ),
+        None => finding(
+            "failed",
+            format!("{name} has failed ({})", socket.result),
+            [evidence, vec![format!("journalctl -u {name} says why")]].concat(),
+            command(format!("systemctl reset-failed {name}; systemctl start {name}")),
+        ),
+    }
+}
+
+/// All is well until the next boot: then ssh.socket has the port, and listens elsewhere.
+pub(in crate::doctor) fn other_at_boot(sight: &Sight) -> Option<Finding> {
+    let observed = &sight.case.observed;
+    let (service, socket) = (&observed.service, &observed.socket);
+    let waits = service.is_active() && !socket.is_active() && socket.is_enabled();
+    // What a generator makes of the files is known when it has run.
+    if !waits || sight.case.generator.is_some() {
+        return None;
+    }
+    let listens: Vec<u16> = ports(&configured(observed));
+    if listens == ports(&sight.wanted) {
+        return None;
+    }
+    Some(finding(
+        "socket-at-boot",
+        format!("{} is enabled, and has the port after the next boot", socket.name),
+        vec![
+            says(sight),
+            format!("{} says ListenStream={}", socket.name, socket.listen.join(" ")),
+            format!(
+                "{} is {}; {} is {}",
+                socket.name,
+                socket.summary(),
+                service.name,
+                service.summary()
+            ),
+        ],
+        sight.spec(format!("{{port: [{}], socket: disabled}}", sight.ports())),
+    ))
+}
+
 /// All is well until the next boot: nothing starts either unit then.
 pub(in crate::doctor) fn not_enabled(sight: &Sight) -> Option<Finding> {
     let units = [&sight.case.observed.service, &sight.case.observed.socket];
@@ -194,6 +272,9 @@ pub(in crate::doctor) fn not_enabled(sight: &Sight) -> Option<Finding> {
         !unit.is_masked() && (!is_left_out || !unit.wanted_by.is_empty())
     };
     let runs = units.into_iter().find(|unit| unit.is_active())?;
+    if runs.is_broken() {
+        return Some(broken(runs, states(sight)));
+    }
     if let Some(found) = not_to_be_run(sight, &states(sight)) {
         return Some(found);
     }
