@@ -32,7 +32,12 @@ mod cases {
     pub(super) fn only_one_address_family_comes_up(suite: Suite) {
         let mut machine = Machine::boot(suite, |root| {
             root.socket_owns_port(suite);
-            sabotage(root, "systemd-run -q --unit=thief nc -4 -lk 2222; sleep 0.5");
+            // As soon as it is free.
+            let thief = "until nc -4 -lk 2222; do sleep 0.02; done";
+            sabotage(
+                root,
+                &format!("systemd-run -q --unit=thief sh -c \\\"{thief}\\\"; sleep 0.5"),
+            );
         });
         let mut old = machine.session(22);
         machine.spec(MOVE);
