@@ -34,9 +34,11 @@ pub struct SysError {
 }
 
 impl SysError {
-    /// Joins what was attempted and the answer to it.
+    /// Joins what was attempted and the answer to it, without the number that Rust adds to a reason.
     pub fn new(what: impl Into<String>, answer: impl std::fmt::Display) -> Self {
-        Self { what: what.into(), answer: answer.to_string() }
+        let answer = answer.to_string();
+        let reason = answer.split_once(" (os error ").map_or(answer.as_str(), |(reason, _)| reason);
+        Self { what: what.into(), answer: reason.to_owned() }
     }
 }
 
