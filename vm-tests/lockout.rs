@@ -358,6 +358,18 @@ fn the_key_of_this_session_stays() {
     assert!(unwrapped(&refused).contains("may have opened this session"), "{refused:?}");
 }
 
+/// The family of addresses over which somebody has come in goes.
+#[test]
+fn the_family_of_this_session_stays() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    for listen in ["listen: [\"::\"]", "settings: {AddressFamily: inet6}"] {
+        machine.spec(&format!("version: 1\nssh: {{port: 2222, {listen}}}\n"));
+        let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+        assert!(unwrapped(&refused).contains("this session came in over IPv4"), "{refused:?}");
+        machine.exec("harden plan spec.yaml").code(0);
+    }
+}
+
 /// Clients know a host by its keys.
 #[test]
 fn host_keys_that_go_are_told() {

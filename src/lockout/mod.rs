@@ -208,7 +208,7 @@ impl<'g> Guards<'g> {
         if let Some(risk) = loopback(before, plan) {
             return vec![risk];
         }
-        let mut risks: Vec<Risk> = unknown(listed).collect();
+        let mut risks: Vec<Risk> = unknown(listed).chain(other_family(plan)).collect();
         let mut enters: Vec<&Admin> = Vec::new();
         let mut lost: Vec<(&Admin, Obstacle)> = Vec::new();
         for admin in &admins {
@@ -302,6 +302,26 @@ pub fn loopback(before: &Observed, plan: &Plan) -> Option<Risk> {
             addresses.join(" and ")
         ),
         fix: "add an address that others reach to `listen`".to_owned(),
+    })
+}
+
+/// Whoever runs harden comes in over a family of addresses that sshd would leave out.
+fn other_family(plan: &Plan) -> Option<Risk> {
+    let client = Session::present()?.client.ip().to_canonical();
+    let serves = |at: &SocketAddr| {
+        let ip = at.ip().to_canonical();
+        ip.is_ipv4() == client.is_ipv4() && !ip.is_loopback()
+    };
+    let endpoints = &plan.expect.endpoints;
+    if client.is_loopback() || endpoints.is_empty() || endpoints.iter().any(serves) {
+        return None;
+    }
+    let (own, other) = if client.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+    Some(Risk {
+        message: format!(
+            "this session came in over {own}, and sshd would listen for {other} alone"
+        ),
+        fix: format!("add an {own} address to `listen`, or come in over {other} to apply it"),
     })
 }
 
