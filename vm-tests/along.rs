@@ -72,7 +72,7 @@ fn what_stops_along_with_sshd_comes_back() {
 /// moment.
 #[track_caller]
 fn slow_to_stop(spec: &str) {
-    let slow = "ExecStop=/usr/bin/sleep 75\nTimeoutStopSec=100";
+    let slow = "ExecStop=/usr/bin/sleep 55\nTimeoutStopSec=100";
     let mut machine = beside(Suite::Bookworm, "PartOf=ssh.service\nAfter=waits.service", slow);
     // One that is still to stop when sshd is no more.
     let waits = "[Unit]\nPartOf=ssh.service\nAfter=ssh.service\n[Service]\nExecStart=/usr/bin/sleep infinity\n";
