@@ -63,6 +63,9 @@ pub struct Observed {
     pub socket: Unit,
     /// Other units that run and that stop when one of the two does.
     pub dependents: Vec<String>,
+    /// Sessions that ssh.socket has started one by one, and that take sshd's folder away when they end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lingering: Vec<String>,
     /// Files of other units in which it stands that they pull the socket in.
     pub pulled_in_by: Vec<PathBuf>,
     /// Text of the two units' own files and drop-ins.

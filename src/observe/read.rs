@@ -29,6 +29,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let command_line = command_line(files, &service);
     let unit_files = unit_files(files, [&service, &socket]);
     let dependents = dependents(systemd, [&service, &socket])?;
+    let lingering = lingering(files, systemd, &socket)?;
     let pulled_in_by = pulled_in_by(files, systemd, &socket)?;
     // Options on sshd's command line are rare; where there are some, it is asked again.
     let effective = match command_line.settings().as_slice() {
@@ -59,6 +60,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         service,
         socket,
         dependents,
+        lingering,
         pulled_in_by,
         unit_files,
         listeners,
@@ -153,12 +155,21 @@ fn dependents(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<String>, Error
             continue;
         }
         let unit = Unit::read(systemd, &name)?;
-        if unit.is_active() {
+        if unit.is_up() {
             dependents.push(name);
             waiting.extend(unit.takes_along);
         }
     }
     Ok(dependents)
+}
+
+/// Sessions of a socket with `Accept=yes`, which may outlive it, where no drop-in has them spare sshd's folder.
+fn lingering(files: &Files, systemd: &Systemd, socket: &Unit) -> Result<Vec<String>, Error> {
+    let drop_in = sessions_drop_in(&socket.name);
+    if !socket.accept || files.exists(&drop_in) {
+        return Ok(Vec::new());
+    }
+    Ok(systemd.active_units(&[&socket.name.replace(".socket", "@*.service")])?)
 }
 
 /// Files in which it stands that a unit is pulled in; links are no such files.

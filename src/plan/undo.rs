@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{
     Change, Expectation, FileChange, Op, Plan, Step, UnitExpectation, arrange, describe, held,
 };
+use crate::concern;
 use crate::concern::units::Transition;
 use crate::error::Refusal;
 use crate::observe::{Observed, UNIT_FOLDER};
@@ -39,6 +40,8 @@ pub fn undo(
     observed: &Observed,
     present: &BTreeMap<PathBuf, Image>,
 ) -> Result<Plan, Refusal> {
+    concern::units::refuse_unread(observed)?;
+    concern::units::refuse_broken(observed)?;
     let at = |path: &Path| present.get(path).unwrap_or(&Image::Absent);
     // What was for that boot alone is gone, or does no harm.
     let lasts = |path: &Path| !path.starts_with("/run");
@@ -70,7 +73,9 @@ pub fn undo(
             .collect()
     };
     let transition = transition(earlier, observed, units.iter().map(put).collect(), &why)?;
-    let transition = Transition { files: texts(&units, "units"), ..transition };
+    let mut unit_texts = texts(&units, "units");
+    unit_texts.extend(sparing_sessions(earlier.before, observed));
+    let transition = Transition { files: unit_texts, ..transition };
     let expect = expectation(earlier.before, &transition);
     let files = texts(&sshd, "sshd");
     let changes: Vec<Change> = describe::changes(observed, &expect, &files, &transition);
@@ -129,7 +134,9 @@ fn transition(
     let step = |op| Step { op, why: why.to_owned() };
     let release = observed.to_release().into_iter();
     let release = release.map(|unit| step(Op::Stop(unit.name.clone())));
-    let mut settle = links;
+    let sparing = sparing_sessions(before, observed);
+    let mut settle = super::file_steps(observed, sparing.as_slice());
+    settle.extend(links);
     if !settle.is_empty() {
         settle.push(step(Op::Reload));
     }
@@ -142,6 +149,12 @@ fn transition(
         reasons,
         ..Transition::default()
     })
+}
+
+/// Where ssh.service takes over again: what keeps sessions of the socket from taking its folder away.
+fn sparing_sessions(before: &Observed, observed: &Observed) -> Option<FileChange> {
+    let by_service = before.service.is_active() && !before.socket.is_active();
+    concern::units::sparing_sessions(observed).filter(|_| by_service)
 }
 
 fn expectation(before: &Observed, transition: &Transition) -> Expectation {

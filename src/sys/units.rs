@@ -142,6 +142,11 @@ impl Unit {
         matches!(self.active.as_str(), "active" | "reloading" | "refreshing")
     }
 
+    /// Whether it runs, or is to run: what is starting, or waits to be started again, too.
+    pub fn is_up(&self) -> bool {
+        self.is_active() || self.active == "activating"
+    }
+
     /// Whether it starts, stops or reloads just now, is about to, or waits to be started again.
     pub fn is_on_its_way(&self) -> bool {
         let moves = matches!(

@@ -17,7 +17,7 @@ pub(super) fn remember(run: &mut Run) -> Result<()> {
         return Ok(());
     }
     let mut units = run.before.dependents.clone();
-    units.retain(|name| run.machine.unit(name).is_ok_and(|unit| unit.is_active()));
+    units.retain(|name| run.machine.unit(name).is_ok_and(|unit| unit.is_up()));
     run.record(Record::Along { units })
 }
 
@@ -42,8 +42,7 @@ fn remembered(run: &Run) -> Option<Vec<String>> {
 pub(super) fn start(run: &mut Run) {
     let machine = run.machine;
     let names = remembered(run).unwrap_or_default();
-    let runs =
-        |unit: &Unit| (unit.is_active() || unit.active == "activating") && unit.job != "stop";
+    let runs = |unit: &Unit| unit.is_up() && unit.job != "stop";
     let rests = |name: &&String| machine.unit(name).is_ok_and(|unit| !runs(&unit));
     let mut waiting: Vec<&String> = names.iter().filter(rests).collect();
     let mut told = Vec::new();

@@ -255,7 +255,7 @@ fn stuck(run: &mut Run, cause: &str, left: Vec<String>) -> Outcome {
 }
 
 fn listen_where_nobody_does(run: &mut Run) -> std::result::Result<(), Error> {
-    let now = held(&run.machine.observe()?);
+    let now = held_for_good(&run.machine.observe()?);
     let endpoints: Vec<_> = held(&run.before).into_iter().filter(|at| !now.contains(at)).collect();
     if !endpoints.is_empty() {
         let rescue = Bridge { role: Role::Rescue, endpoints };
@@ -266,6 +266,16 @@ fn listen_where_nobody_does(run: &mut Run) -> std::result::Result<(), Error> {
         run.note("a rescue listener with the old configuration holds the old port");
     }
     Ok(())
+}
+
+/// Where the two units listen, without one that just stops: that takes its time, and then nobody does.
+fn held_for_good(now: &Observed) -> Vec<SocketAddr> {
+    let leaves = |unit: &Unit| unit.active == "deactivating" || unit.job == "stop";
+    let mut staying = now.clone();
+    for unit in [&now.socket, &now.service].into_iter().filter(|unit| leaves(unit)) {
+        staying.listeners.retain(|listener| listener.owner != Owner::Unit(unit.name.clone()));
+    }
+    held(&staying)
 }
 
 /// The way back as it is gone: on past failures, which are kept.
@@ -345,25 +355,35 @@ impl Way<'_, '_> {
             self.drop_bridge(Role::Rescue);
         }
         self.pass(format_args!("rollback.silenced"));
-        if units {
-            if !refused {
-                self.start_units(&before, undo.ended);
-            }
-            self.pass(format_args!("rollback.started"));
-            let has_failed = !self.failures.is_empty();
-            let back = comeback::wait(self.run, &before, has_failed);
-            if back != Back::Lasting {
-                self.call_off(&before, back);
-                if let Err(error) = listen_where_nobody_does(self.run) {
-                    tracing::error!(%error, "no rescue listener; the trial stays");
-                    self.failures.push(error.to_string());
-                    return;
-                }
-            }
+        if units && !self.bring_back(&before, undo.ended, refused) {
+            return;
         }
         along::start(self.run);
         self.drop_bridge(Role::Trial);
         self.pass(format_args!("rollback.done"));
+    }
+
+    /// Starts the old owners, unless they `refused` to already, and waits until they are back; else a rescue
+    /// listens, and where that does not come up either, not all is done: the trial stays.
+    fn bring_back(&mut self, before: &Observed, ended: bool, refused: bool) -> bool {
+        if !refused {
+            self.start_units(before, ended);
+        }
+        self.pass(format_args!("rollback.started"));
+        let has_failed = !self.failures.is_empty();
+        let back = match refused {
+            true => Back::Unsteady,
+            false => comeback::wait(self.run, before, has_failed),
+        };
+        if back != Back::Lasting {
+            self.call_off(before, back);
+            if let Err(error) = listen_where_nobody_does(self.run) {
+                tracing::error!(%error, "no rescue listener; the trial stays");
+                self.failures.push(error.to_string());
+                return false;
+            }
+        }
+        true
     }
 
     /// Calls off stops of sshd's units that a worker before this one has asked for, and that systemd has not
@@ -371,17 +391,28 @@ impl Way<'_, '_> {
     fn withdraw(&mut self, before: &Observed) {
         for unit in [&before.socket, &before.service] {
             if self.run.machine.unit(&unit.name).is_ok_and(|now| now.job == "stop") {
+                self.run
+                    .note(&format!("systemd was about to stop {}; that is called off", unit.name));
+                // What stops along with it may have done so.
+                along::remember_all(self.run);
                 let withdrawn = self.run.machine.cancel_job(&unit.name);
                 self.attempt(withdrawn);
             }
         }
     }
 
-    /// Somebody has edited sshd's files meanwhile so that it does not start any more.
+    /// Somebody has edited files of sshd's or its unit's meanwhile so that it does not start any more.
     fn is_refused(&mut self) -> bool {
         let Ok(now) = self.run.machine.observe() else { return false };
-        let Verdict::Invalid(said) = now.effective else { return false };
-        self.failures.push(format!("sshd refuses its configuration: {said}"));
+        let owners =
+            [(&self.run.before.socket, &now.socket), (&self.run.before.service, &now.service)];
+        let mut owners = owners.into_iter().filter(|(was, _)| was.is_active());
+        let why = match (&now.effective, owners.find(|(_, is)| is.is_broken())) {
+            (Verdict::Invalid(said), _) => format!("sshd refuses its configuration: {said}"),
+            (_, Some((_, unit))) => format!("systemd cannot read {} ({})", unit.name, unit.load),
+            _ => return false,
+        };
+        self.failures.push(why);
         true
     }
 
@@ -398,7 +429,7 @@ impl Way<'_, '_> {
     /// Whether the old listeners are all there.
     fn holds(&self, before: &Observed) -> bool {
         let Ok(now) = self.run.machine.observe() else { return true };
-        let now = held(&now);
+        let now = held_for_good(&now);
         held(before).iter().all(|at| now.contains(at))
     }
 

@@ -27,7 +27,8 @@ pub(crate) fn refuse_unread(observed: &Observed) -> Result<(), Refusal> {
     ))
 }
 
-pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
+/// What systemd cannot read it could not start again.
+pub(crate) fn refuse_broken(observed: &Observed) -> Result<(), Refusal> {
     let (service, socket) = (&observed.service, &observed.socket);
     let counts = |unit: &Unit| unit.name == service.name || unit.is_active() || unit.is_enabled();
     let broken = |unit: &&Unit| unit.is_broken() && counts(unit);
@@ -45,6 +46,12 @@ pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
             ),
         ));
     }
+    Ok(())
+}
+
+pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
+    let (service, socket) = (&observed.service, &observed.socket);
+    refuse_broken(observed)?;
     if let Some(unit) = [service, socket].into_iter().find(|unit| unit.file == "masked-runtime") {
         return Err(Refusal::new(
             "masked-runtime",

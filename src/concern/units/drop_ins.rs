@@ -53,29 +53,8 @@ impl Planner<'_> {
             });
         }
         files.extend(self.own_drop_in().map(|own| self.without(own)));
-        files.extend(self.sessions_drop_in());
+        files.extend(sparing_sessions(self.observed));
         Ok(files)
-    }
-
-    /// Debian 11: a session that ssh.socket has started takes sshd's folder away when it ends, and ssh.service
-    /// turns everybody away from then on. Its sessions end with the boot, and so does this file.
-    fn sessions_drop_in(&self) -> Option<FileChange> {
-        let Observed { socket, service, .. } = self.observed;
-        let takes = socket.accept && socket.is_active() && self.observed.has_run_folder();
-        takes.then(|| FileChange {
-            path: sessions_drop_in(&socket.name),
-            before: None,
-            after: Some(
-                "# Written by harden, until the next boot.\n[Service]\nRuntimeDirectoryPreserve=yes\n"
-                    .to_owned(),
-            ),
-            meta: Meta::root(0o644),
-            concern: "units",
-            reason: format!(
-                "A session of {} that ends would take /run/sshd away from {}.",
-                socket.name, service.name
-            ),
-        })
     }
 
     fn without(&self, (path, text, meta): (PathBuf, String, Meta)) -> FileChange {
@@ -157,4 +136,25 @@ impl Planner<'_> {
             "rename it so that it sorts before zz-harden.conf, or remove it",
         ))
     }
+}
+
+/// Debian 11: a session that ssh.socket has started takes sshd's folder away when it ends, and ssh.service turns
+/// everybody away from then on. Its sessions end with the boot, and so does this file.
+pub(crate) fn sparing_sessions(observed: &Observed) -> Option<FileChange> {
+    let Observed { socket, service, lingering, .. } = observed;
+    let comes = socket.accept && (socket.is_active() || !lingering.is_empty());
+    (comes && observed.has_run_folder()).then(|| FileChange {
+        path: sessions_drop_in(&socket.name),
+        before: None,
+        after: Some(
+            "# Written by harden, until the next boot.\n[Service]\nRuntimeDirectoryPreserve=yes\n"
+                .to_owned(),
+        ),
+        meta: Meta::root(0o644),
+        concern: "units",
+        reason: format!(
+            "A session of {} that ends would take /run/sshd away from {}.",
+            socket.name, service.name
+        ),
+    })
 }
