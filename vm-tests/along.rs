@@ -168,6 +168,25 @@ fn stopped_by_somebody_before_a_kill() {
     assert!(!active(&machine, "beside.service"), "it was started");
 }
 
+/// One that is just starting, or waits to be started again, is to run too.
+#[test]
+fn those_that_start_come_back() {
+    let starts = "Type=oneshot\nRemainAfterExit=yes\nExecStartPre=/usr/bin/sleep 6";
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        let unit = |name: &str, service: &str| {
+            let text = format!("[Unit]\nPartOf=ssh.service\n[Service]\n{service}\n");
+            root.write(&format!("/etc/systemd/system/{name}"), &text);
+        };
+        unit("starts.service", &format!("{starts}\nExecStart=/usr/bin/true"));
+        unit("again.service", "Restart=always\nRestartSec=4\nExecStart=/usr/bin/sleep 1");
+    });
+    machine.sh("systemctl start again.service; sleep 2; systemctl start --no-block starts.service");
+    machine.spec(MOVE);
+    machine.apply().code(0);
+    machine.wait_for("the first", "systemctl is-active -q starts.service");
+    machine.wait_for("the second", "systemctl is-active -q again.service");
+}
+
 /// One that would end the sshd that runs now is not started, and that is told.
 #[test]
 fn one_that_conflicts_is_not_started() {

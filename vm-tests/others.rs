@@ -40,6 +40,30 @@ fn the_last_session_of_the_socket_ends() {
     assert_over(&mut machine, &Want::socket(22));
 }
 
+/// The same where somebody has stopped the socket by hand before, and where a rollback leads back to ssh.service.
+#[test]
+fn sessions_that_outlive_a_stopped_socket() {
+    let ends = |machine: &Machine, port: u16| {
+        machine.sh("pkill -f '^sshd: root@'");
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        assert_eq!(machine.ssh(port, "echo in").stdout, "in\n", "port {port}");
+    };
+    let machine = socket_system(Suite::Bullseye);
+    let _old = machine.session(22);
+    machine.sh("systemctl disable --now ssh.socket; systemctl enable --now ssh.service");
+    machine.spec(MOVE);
+    machine.apply().code(0);
+    ends(&machine, 2222);
+
+    let machine = Machine::boot(Suite::Bullseye, |_| {});
+    machine.spec("version: 1\nssh: {port: 2222, socket: enabled}\n");
+    machine.apply().code(0);
+    let _old = machine.session(2222);
+    machine.exec("harden rollback -y").code(0);
+    ends(&machine, 22);
+    assert_state(&machine, &Want::service(22));
+}
+
 /// A drop-in that systemd cannot read: sshd runs, and would not start again.
 #[test]
 fn a_unit_that_systemd_cannot_read_is_refused() {
@@ -61,6 +85,10 @@ fn a_unit_that_systemd_cannot_read_is_refused() {
         machine.sh("systemctl daemon-reload");
         machine.exec("harden doctor").code(0);
         machine.apply().code(0);
+        machine.root().write(drop_in, "[Service]\nExecStart=\n");
+        machine.sh("systemctl daemon-reload");
+        let refused = unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+        assert!(refused.stderr.contains("ssh.service"), "{refused:?}");
     }
 }
 

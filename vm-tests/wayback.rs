@@ -225,6 +225,47 @@ fn the_old_listener_is_stopped_meanwhile() {
     }
 }
 
+/// Somebody stops the old listener, which takes its time to stop: its port is not held for good.
+#[test]
+fn the_old_listener_stops_slowly() {
+    let mut machine = Machine::boot(Suite::Trixie, |root| {
+        let slow = "[Service]\nExecStop=/usr/bin/sleep 20\n";
+        root.write("/etc/systemd/system/ssh.service.d/slow.conf", slow);
+    });
+    machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+    machine.apply_in_background("6s");
+    machine.sh("systemctl stop --no-block ssh.service");
+    let watch = Watch::table(&machine, &[22, 2222]);
+    assert_eq!(machine.background_end(), 4);
+    let seen = watch.end();
+    assert!(seen.gaps.is_empty(), "{seen:?}");
+    machine.root().remove("/etc/systemd/system/ssh.service.d/slow.conf");
+    machine.sh("systemctl daemon-reload");
+    assert_closed(&machine);
+    assert_over(&mut machine, &Want::service(22));
+}
+
+/// Somebody spoils the unit during the trial: who tries again takes nothing away.
+#[test]
+fn a_unit_that_is_spoilt_meanwhile() {
+    let mut machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("8s");
+    let drop_in = "/etc/systemd/system/ssh.service.d/bad.conf";
+    machine.root().write(drop_in, "[Service]\nExecStart=\n");
+    machine.sh("systemctl daemon-reload");
+    assert_eq!(machine.background_end(), 5);
+    let rescued = rescue(&machine);
+    machine.exec("harden rollback -y").code(5);
+    assert_eq!(rescue(&machine), rescued, "the rescue went and came");
+    lets_in(&machine, "after another try");
+    machine.root().remove(drop_in);
+    machine.sh("systemctl daemon-reload; harden rollback -y || harden rollback -y");
+    wait_until_idle(&machine);
+    assert_closed(&machine);
+    assert_over(&mut machine, &Want::service(22));
+}
+
 #[test]
 fn a_start_that_fails_when_sshd_listens() {
     let lines = "[Service]\nExecStartPost=/bin/sh -c 'test ! -e /root/fail'";
