@@ -130,7 +130,9 @@ fn the_worker_is_frozen() {
 fn the_disk_is_full_when_the_worker_dies() {
     for suite in [Suite::Bullseye, Suite::Trixie] {
         let mut machine = same_port(suite);
-        machine.sh("mkdir -p /var/lib/harden; mount -t tmpfs -o size=8M none /var/lib/harden");
+        machine.sh(
+            "mkdir -p /var/lib/harden; mount -t tmpfs -o size=8M,mode=700 none /var/lib/harden",
+        );
         machine.apply_in_background("300s");
         machine.exec("cat /dev/zero > /var/lib/harden/fill");
         machine.kill_worker();
