@@ -229,13 +229,14 @@ fn the_old_listener_is_stopped_meanwhile() {
 #[test]
 fn the_old_listener_stops_slowly() {
     let mut machine = Machine::boot(Suite::Trixie, |root| {
-        let slow = "[Service]\nExecStop=/usr/bin/sleep 20\n";
+        let slow = "[Service]\nExecStop=/usr/bin/sleep 50\n";
         root.write("/etc/systemd/system/ssh.service.d/slow.conf", slow);
     });
     machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
-    machine.apply_in_background("6s");
+    machine.apply_in_background("10s");
     machine.sh("systemctl stop --no-block ssh.service");
     let watch = Watch::table(&machine, &[22, 2222]);
+    std::thread::sleep(std::time::Duration::from_secs(30));
     assert_eq!(machine.background_end(), 4);
     let seen = watch.end();
     assert!(seen.gaps.is_empty(), "{seen:?}");

@@ -1,11 +1,10 @@
 //! `harden doctor`.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use harden::doctor::{Case, Finding, GENERATORS, Running, diagnose};
 use harden::error::{Error, exit};
-use harden::observe::{self, Ahead, PRIVSEP};
+use harden::observe::{self, Ahead};
 use harden::report::{human, json};
 use harden::sys::Files;
 use harden::sys::process::Process;
@@ -15,9 +14,6 @@ use harden::validate;
 use super::plan::refuse_open;
 use super::{complain, need_root, print_json, say};
 use crate::cli::Format;
-
-/// Where systemd's generators write (systemd.generator(7)).
-const GENERATED: &str = "/run/systemd/generator";
 
 /// `harden doctor`.
 pub(crate) fn doctor_command(format: Format) -> u8 {
@@ -50,8 +46,6 @@ fn diagnosed() -> Result<(Vec<Finding>, Vec<String>), Error> {
     observe::check_host()?;
     refuse_open(&files)?;
     let systemd = observe::connect()?;
-    // Whoever asks sshd makes it.
-    let has_folder = files.exists(Path::new(PRIVSEP));
     let observed = observe::observe(&files, &systemd, Ahead::ask())?;
     validate::answers(&observed)?;
     let unseen = observed.unseen.clone();
@@ -61,19 +55,12 @@ fn diagnosed() -> Result<(Vec<Finding>, Vec<String>), Error> {
     } else {
         observe::ask_sshd(None, &[])
     };
-    // systemd 252 tells the first time of a boot alone; each time it makes the folder anew.
-    let made = files.metadata(Path::new(GENERATED)).map_or(0, |meta| {
-        u64::try_from(meta.mtime()).unwrap_or_default() * 1_000_000
-            + u64::try_from(meta.mtime_nsec()).unwrap_or_default() / 1000
-    });
-    let ran = systemd.generated()?.max(made);
-    let ungenerated = observe::last_change(&files, &observed.config, None) > ran;
+    let ungenerated = observe::last_change(&files, &observed.config, None) > systemd.generated()?;
     let running = Process::read(observed.service.main_pid)
         .map(|sshd| Running { apart: sshd.has_own_network(), program: sshd.program });
     let has_failed =
         |name: &&String| Unit::read(&systemd, name).is_ok_and(|unit| unit.active == "failed");
     let failed = observed.service.requires.iter().filter(has_failed).cloned().collect();
-    let folder_gone = !has_folder && observed.needs_run_folder();
-    let case = Case { observed, files: says, generator, ungenerated, running, failed, folder_gone };
+    let case = Case { observed, files: says, generator, ungenerated, running, failed };
     Ok((diagnose(&case), unseen))
 }

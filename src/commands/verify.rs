@@ -1,7 +1,5 @@
 //! `harden verify`.
 
-use std::path::Path;
-
 use harden::error::{Error, Refusal, exit};
 use harden::observe::{self, PRIVSEP};
 use harden::plan::Change;
@@ -68,8 +66,6 @@ fn verified(args: &VerifyArgs) -> Result<Found, Error> {
 
 /// The proof that an apply makes in the end, and what an apply would do now.
 fn proven(files: &Files, spec: &Spec) -> Result<Found, Error> {
-    // Whoever asks sshd makes it.
-    let has_folder = files.exists(Path::new(PRIVSEP));
     let ahead = ahead(spec);
     let observed = observe::observe(files, &observe::connect()?, ahead)?;
     let (plan, risks) = match examined(files, spec, &observed) {
@@ -85,7 +81,7 @@ fn proven(files: &Files, spec: &Spec) -> Result<Found, Error> {
     let mut faults = verify::state(&plan.expect, &observed);
     faults.extend(verify::settings(&plan.expect, &observed));
     faults.extend(risks.into_iter().map(|risk| risk.message));
-    if !has_folder && observed.needs_run_folder() {
+    if observed.run_folder_gone() {
         faults.push(format!("{PRIVSEP} was gone, and without it sshd turns everybody away"));
     }
     if observed.stale {

@@ -28,8 +28,6 @@ pub struct Case {
     pub running: Option<Running>,
     /// Units without which ssh.service does not start, and that have failed.
     pub failed: Vec<String>,
-    /// Whether sshd runs without the folder that it needs for each connection.
-    pub folder_gone: bool,
 }
 
 /// The main process of ssh.service.

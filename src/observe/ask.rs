@@ -18,6 +18,7 @@ pub struct Ahead {
     verdict: JoinHandle<Verdict>,
     release: JoinHandle<Option<Release>>,
     algorithms: Option<JoinHandle<Algorithms>>,
+    had_folder: bool,
 }
 
 /// After how long somebody before a terminal wants to know what is waited for.
@@ -31,14 +32,17 @@ pub(super) struct Said {
     pub(super) algorithms: Algorithms,
     /// What its configuration amounts to, when it has said so.
     pub(super) verdict: JoinHandle<Verdict>,
+    /// Whether its folder was there before it was asked, which takes it to be there.
+    pub(super) had_folder: bool,
 }
 
 impl Ahead {
     /// Asks now.
     pub fn ask() -> Self {
+        let had_folder = Files::at("/").exists(Path::new(PRIVSEP));
         let release = std::thread::spawn(ask_release);
         let verdict = std::thread::spawn(|| ask_sshd(None, &[]));
-        Self { verdict, release, algorithms: None }
+        Self { verdict, release, algorithms: None, had_folder }
     }
 
     /// Asks now, and for the algorithms that OpenSSH has too.
@@ -51,7 +55,7 @@ impl Ahead {
         let algorithms = self.algorithms.and_then(|asked| asked.join().ok()).unwrap_or_default();
         // Where it does not say which release it is, the newest is as good a guess as any.
         let release = self.release.join().ok().flatten().unwrap_or_default();
-        Said { release, algorithms, verdict: self.verdict }
+        Said { release, algorithms, verdict: self.verdict, had_folder: self.had_folder }
     }
 }
 

@@ -66,6 +66,9 @@ pub struct Observed {
     /// Sessions that ssh.socket has started one by one, and that take sshd's folder away when they end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lingering: Vec<String>,
+    /// Whether sshd's folder was there before sshd was asked, who has it made.
+    #[serde(default)]
+    pub had_run_folder: bool,
     /// Files of other units in which it stands that they pull the socket in.
     pub pulled_in_by: Vec<PathBuf>,
     /// Text of the two units' own files and drop-ins.
@@ -277,9 +280,9 @@ impl Observed {
             .any(|(key, value)| key == "RuntimeDirectory" && value == "sshd")
     }
 
-    /// Whether the sshd that runs turns everybody away without it.
-    pub fn needs_run_folder(&self) -> bool {
-        self.service.is_active() && self.has_run_folder()
+    /// Whether the sshd that runs turned everybody away, for want of it, until it was asked.
+    pub fn run_folder_gone(&self) -> bool {
+        !self.had_run_folder && self.service.is_active() && self.has_run_folder()
     }
 
     /// The units that have to be stopped before anything else may listen, the socket first: those

@@ -24,7 +24,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let (service, socket) = units(systemd)?;
     let listeners = listeners(systemd, &service, &socket)?;
     let mut unseen = Vec::new();
-    let Said { release, algorithms, verdict } = ahead.said();
+    let Said { release, algorithms, verdict, had_folder } = ahead.said();
     let config = config_tree(files, &release, &mut unseen);
     let command_line = command_line(files, &service);
     let unit_files = unit_files(files, [&service, &socket]);
@@ -61,6 +61,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         socket,
         dependents,
         lingering,
+        had_run_folder: had_folder,
         pulled_in_by,
         unit_files,
         listeners,
@@ -287,13 +288,9 @@ fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Un
 /// Times in the future say nothing (a clock that was set back), and must not cause a restart on
 /// every run.
 pub fn last_change(files: &Files, config: &ConfigTree, other: Option<&ConfigFile>) -> u64 {
-    let usec = |seconds: i64, nanoseconds: i64| {
-        u64::try_from(seconds).unwrap_or_default() * 1_000_000
-            + u64::try_from(nanoseconds).unwrap_or_default() / 1000
-    };
     let changed = config.files.iter().chain(other).filter_map(|file| {
         let meta = files.metadata(&file.real)?;
-        Some(usec(meta.ctime(), meta.ctime_nsec()))
+        Some(sys::usec(meta.ctime(), meta.ctime_nsec()))
     });
     // A file that was removed shows in its folder alone; a folder that another one took the place of, in
     // itself; one that is gone, in the folder above; a link that leads elsewhere now, in the link.
@@ -304,7 +301,7 @@ pub fn last_change(files: &Files, config: &ConfigTree, other: Option<&ConfigFile
     let links = paths.flat_map(Path::ancestors).filter(|path| files.is_link(path));
     let others = folders.filter_map(|folder| files.metadata(folder));
     let others = others.chain(links.filter_map(|link| files.own_metadata(link)));
-    let others = others.map(|meta| usec(meta.ctime(), meta.ctime_nsec()));
+    let others = others.map(|meta| sys::usec(meta.ctime(), meta.ctime_nsec()));
     let now = sys::now_usec();
     changed.chain(others).filter(|time| *time <= now).max().unwrap_or_default()
 }

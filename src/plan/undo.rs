@@ -72,9 +72,11 @@ pub fn undo(
             .filter_map(|(path, image)| file(path, at(path), image, concern, &why))
             .collect()
     };
-    let transition = transition(earlier, observed, units.iter().map(put).collect(), &why)?;
-    let mut unit_texts = texts(&units, "units");
-    unit_texts.extend(sparing_sessions(earlier.before, observed));
+    let sparing = sparing_sessions(earlier.before, observed);
+    let mut settle = super::file_steps(observed, sparing.as_slice());
+    settle.extend(units.iter().map(put));
+    let transition = transition(earlier, observed, settle, &why)?;
+    let unit_texts = texts(&units, "units").into_iter().chain(sparing).collect();
     let transition = Transition { files: unit_texts, ..transition };
     let expect = expectation(earlier.before, &transition);
     let files = texts(&sshd, "sshd");
@@ -119,7 +121,7 @@ fn file(
 fn transition(
     earlier: Earlier,
     observed: &Observed,
-    links: Vec<Step>,
+    mut settle: Vec<Step>,
     why: &str,
 ) -> Result<Transition, Refusal> {
     let before = earlier.before;
@@ -134,9 +136,6 @@ fn transition(
     let step = |op| Step { op, why: why.to_owned() };
     let release = observed.to_release().into_iter();
     let release = release.map(|unit| step(Op::Stop(unit.name.clone())));
-    let sparing = sparing_sessions(before, observed);
-    let mut settle = super::file_steps(observed, sparing.as_slice());
-    settle.extend(links);
     if !settle.is_empty() {
         settle.push(step(Op::Reload));
     }

@@ -107,6 +107,12 @@ pub fn monotonic_usec() -> u64 {
     now.map_or(0, |now| u64::try_from(now.as_micros()).unwrap_or(u64::MAX))
 }
 
+/// A time of stat(2), in microseconds since the epoch.
+pub fn usec(seconds: i64, nanoseconds: i64) -> u64 {
+    u64::try_from(seconds).unwrap_or_default() * 1_000_000
+        + u64::try_from(nanoseconds).unwrap_or_default() / 1000
+}
+
 /// The wall-clock time some time from now (RFC 3339, UTC, whole seconds).
 pub fn time_after(time: std::time::Duration) -> Option<String> {
     let time = jiff::SignedDuration::try_from(time).ok()?;

@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::pin::Pin;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use futures_core::Stream;
 use zbus::{Connection, MatchRule, MessageStream, connection};
 use zbus::{ObjectPath, OwnedObjectPath, OwnedVariant, Variant};
 
-use super::{Result, SysError};
+use super::{Result, SysError, usec};
 
 const SERVICE: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
@@ -22,6 +23,8 @@ const JOB: &str = "org.freedesktop.systemd1.Job";
 const SERVICE_UNIT: &str = "org.freedesktop.systemd1.Service";
 const PATH: &str = "/org/freedesktop/systemd1";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+/// Where generators write (systemd.generator(7)).
+const GENERATED: &str = "/run/systemd/generator";
 const CALL: Duration = Duration::from_secs(20);
 
 /// The answer where the bus has closed the connection.
@@ -277,14 +280,18 @@ impl Systemd {
         })
     }
 
-    /// When systemd's generators last ended, in microseconds since the epoch (`GeneratorsFinishTimestamp`).
+    /// When systemd's generators last ran, in microseconds since the epoch: as it says itself
+    /// (`GeneratorsFinishTimestamp`; version 252 says so of the boot alone), and as the folder shows that it makes
+    /// anew each time.
     pub fn generated(&self) -> Result<u64> {
-        self.ask("cannot read when the generators ran", CALL, move |peer| {
+        let made = std::fs::metadata(GENERATED).map(|meta| usec(meta.mtime(), meta.mtime_nsec()));
+        let told = self.ask("cannot read when the generators ran", CALL, move |peer| {
             zbus::block_on(async {
                 let time = peer.property(PATH, MANAGER, "GeneratorsFinishTimestamp").await?;
                 Ok(time.downcast_ref::<u64>().unwrap_or_default())
             })
-        })
+        });
+        Ok(told?.max(made.unwrap_or_default()))
     }
 
     /// Names of the loaded, active units that match any of the glob patterns.
@@ -329,7 +336,7 @@ impl Systemd {
         Ok(())
     }
 
-    /// What a job is to do (`start`, `stop`, ...); `None` where it is over.
+    /// What a job is to do (`start`, `stop`, ...); nothing where it is over.
     pub(super) fn job_type(&self, path: &str) -> Result<String> {
         let path = path.to_owned();
         self.ask("cannot read what systemd is about to do", CALL, move |peer| {

@@ -142,6 +142,11 @@ impl Unit {
         matches!(self.active.as_str(), "active" | "reloading" | "refreshing")
     }
 
+    /// Whether it neither runs nor is about to.
+    pub fn rests(&self) -> bool {
+        matches!(self.active.as_str(), "inactive" | "failed") && self.job.is_empty()
+    }
+
     /// Whether it runs, or is to run: what is starting, or waits to be started again, too.
     pub fn is_up(&self) -> bool {
         self.is_active() || self.active == "activating"

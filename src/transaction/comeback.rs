@@ -88,10 +88,9 @@ impl Seen {
     fn of(before: &Observed, now: &Observed) -> Self {
         let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
         let owners = || owners.iter().filter(|(was, _)| was.is_active()).map(|(_, is)| *is);
-        let rests = |unit: &Unit| matches!(unit.active.as_str(), "failed" | "inactive");
         let held_now = held(now);
         Self {
-            rests: owners().any(rests),
+            rests: owners().any(Unit::rests),
             listens: held(before).iter().all(|at| held_now.contains(at)),
             active: owners().all(Unit::is_active),
             sshd: now.service.main_pid,

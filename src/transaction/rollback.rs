@@ -386,8 +386,8 @@ impl Way<'_, '_> {
         true
     }
 
-    /// Calls off stops of sshd's units that a worker before this one has asked for, and that systemd has not
-    /// carried out: they would be when nobody expects it any more.
+    /// Calls off stops of sshd's units that somebody has asked for, a worker before this one as a rule, and that
+    /// systemd has not carried out: they would be when nobody expects it any more.
     fn withdraw(&mut self, before: &Observed) {
         for unit in [&before.socket, &before.service] {
             if self.run.machine.unit(&unit.name).is_ok_and(|now| now.job == "stop") {
@@ -436,10 +436,7 @@ impl Way<'_, '_> {
     fn stop_units(&mut self, before: &Observed) {
         for unit in [&before.socket, &before.service].into_iter().filter(|unit| unit.exists()) {
             let now = self.run.machine.unit(&unit.name);
-            let rests = |now: &Unit| {
-                matches!(now.active.as_str(), "inactive" | "failed") && now.job.is_empty()
-            };
-            if now.map_or(true, |now| !rests(&now)) {
+            if now.map_or(true, |now| !now.rests()) {
                 let stopped = self.run.machine.job("StopUnit", &unit.name, JOB);
                 self.attempt(stopped);
             }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{command, finding, shown};
 use crate::concern::sshd_config::{is_own, with_place};
 use crate::doctor::{Case, Finding, Fix, lines};
-use crate::observe::{MAIN_CONFIG, Verdict};
+use crate::observe::{MAIN_CONFIG, PRIVSEP, Verdict};
 use crate::sshd::reading::{Place, Problem, Reading};
 
 /// Every connection would end at once (sshd(8), /run/sshd).
@@ -13,11 +13,11 @@ pub(in crate::doctor) fn folder_gone(case: &Case) -> Vec<Finding> {
     let name = &case.observed.service.name;
     let found = finding(
         "run-folder-gone",
-        format!("/run/sshd was gone, and without it {name} turns everybody away"),
+        format!("{PRIVSEP} was gone, and without it {name} turns everybody away"),
         vec![format!("{name} makes it when it starts; something has taken it away since")],
         command(format!("systemctl restart {name}")),
     );
-    if case.folder_gone { vec![found] } else { Vec::new() }
+    if case.observed.run_folder_gone() { vec![found] } else { Vec::new() }
 }
 
 /// sshd refuses its configuration.
