@@ -229,7 +229,7 @@ fn the_old_listener_is_stopped_meanwhile() {
 #[test]
 fn the_old_listener_stops_slowly() {
     let mut machine = Machine::boot(Suite::Trixie, |root| {
-        let slow = "[Service]\nExecStop=/usr/bin/sleep 50\n";
+        let slow = "[Service]\nTimeoutStopSec=90s\nExecStop=/usr/bin/sleep 50\n";
         root.write("/etc/systemd/system/ssh.service.d/slow.conf", slow);
     });
     machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
