@@ -15,6 +15,7 @@ use crate::sshd::keywords::{counts_in_match, is_forgotten, same};
 use crate::sshd::reading::Reading;
 use crate::sshd::release::Release;
 use crate::sshd::{ConfigTree, Effective};
+use crate::sys::mounts::is_mount_point;
 use crate::sys::{self, Files, Image};
 
 /// Where scratch copies go: gone after a reboot.
@@ -151,6 +152,8 @@ pub fn can_be_written(files: &Files, plan: &Plan) -> Result<(), Refusal> {
             ("it is a folder", "move the folder away")
         } else if folder.is_some_and(|folder| files.is_read_only(folder)) {
             ("its file system is read-only", "mount it read-write: mount -o remount,rw MOUNTPOINT")
+        } else if is_mount_point(files, path) {
+            ("it is a mount of its own", "change what is mounted there, or unmount it")
         } else {
             continue;
         };

@@ -129,6 +129,11 @@ fn what_cannot_be_written_is_refused() {
             "its file system is read-only",
             "umount /etc/ssh".to_owned(),
         ),
+        (
+            format!("touch {own}; mount --bind {own} {own}"),
+            "it is a mount of its own",
+            format!("umount {own}; rm {own}"),
+        ),
     ] {
         machine.sh(&plant);
         let refused = machine.apply().code(1);

@@ -131,7 +131,9 @@ fn the_disk_is_full_when_the_worker_dies() {
     for suite in [Suite::Bullseye, Suite::Trixie] {
         let mut machine = same_port(suite);
         machine.sh(
-            "mkdir -p /var/lib/harden; mount -t tmpfs -o size=8M,mode=700 none /var/lib/harden",
+            // (A state folder in memory is refused.)
+            "mkdir -p /var/lib/harden; mount -t tmpfs -o size=8M,mode=700 none /mnt; mkdir -m 700 /mnt/{l,u,w}; \
+             mount -t overlay none -o lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w /var/lib/harden",
         );
         machine.apply_in_background("300s");
         machine.exec("cat /dev/zero > /var/lib/harden/fill");
@@ -143,7 +145,7 @@ fn the_disk_is_full_when_the_worker_dies() {
         machine.exec("cat /dev/zero > /var/lib/harden/fill");
         machine.exec("harden rollback").code(0);
         ends_within(&machine, Duration::from_secs(20));
-        machine.sh("umount /var/lib/harden");
+        machine.sh("umount /var/lib/harden /mnt");
         assert_over(&mut machine, &Want::service(22));
     }
 }

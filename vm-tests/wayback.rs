@@ -256,6 +256,8 @@ fn a_unit_that_is_spoilt_meanwhile() {
     machine.root().write(drop_in, "[Service]\nExecStart=\n");
     machine.sh("systemctl daemon-reload");
     assert_eq!(machine.background_end(), 5);
+    let said = machine.root().read("/root/apply.log");
+    assert!(said.contains(drop_in) && !said.contains("/etc/default/ssh"), "{said}");
     let rescued = rescue(&machine);
     machine.exec("harden rollback -y").code(5);
     assert_eq!(rescue(&machine), rescued, "the rescue went and came");

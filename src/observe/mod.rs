@@ -217,15 +217,17 @@ impl Observed {
         known: &BTreeSet<PathBuf>,
     ) -> Vec<String> {
         let mut moved = Vec::new();
-        let texts = |tree: &Self| {
-            let mut texts = tree.texts();
+        let texts = |of: &Self, other: &Self| {
+            let mut texts = of.texts_beside(other);
             texts.retain(|path, file| !known.contains(path) && !known.contains(&file.real));
             texts
         };
-        moved.extend(compare(&texts(self), &texts(now), |path, was, is| match (was, is) {
-            (Some(_), None) => format!("{} is gone", path.display()),
-            (None, Some(_)) => format!("{} is new", path.display()),
-            _ => format!("{} changed", path.display()),
+        moved.extend(compare(&texts(self, now), &texts(now, self), |path, was, is| {
+            match (was, is) {
+                (Some(_), None) => format!("{} is gone", path.display()),
+                (None, Some(_)) => format!("{} is new", path.display()),
+                _ => format!("{} changed", path.display()),
+            }
         }));
         let links = |of: &Self| {
             let mut links = of.links.clone();
@@ -299,7 +301,7 @@ impl Observed {
 
     /// Files of sshd and of the two units, and links of these, that are not as they were.
     pub fn edited(&self, now: &Self) -> BTreeSet<PathBuf> {
-        let (was, is) = (self.texts(), now.texts());
+        let (was, is) = (self.texts_beside(now), now.texts_beside(self));
         let paths = was.keys().chain(is.keys());
         let mut edited: BTreeSet<PathBuf> =
             paths.filter(|path| was.get(*path) != is.get(*path)).cloned().collect();
@@ -309,8 +311,11 @@ impl Observed {
         edited
     }
 
-    fn texts(&self) -> BTreeMap<PathBuf, ConfigFile> {
-        let own = self.config.files.iter().chain(&self.command_line.file);
+    /// The files that count in a comparison: a unit that systemd cannot read names no `EnvironmentFile=`.
+    fn texts_beside(&self, other: &Self) -> BTreeMap<PathBuf, ConfigFile> {
+        let named = [self, other].into_iter().all(|host| !host.service.is_broken());
+        let options = self.command_line.file.iter().filter(|_| named);
+        let own = self.config.files.iter().chain(options);
         let units = self.unit_files.values();
         own.chain(units).map(|file| (file.path.clone(), file.clone())).collect()
     }

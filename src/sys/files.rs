@@ -180,6 +180,12 @@ impl Files {
         writes == Err(nix::errno::Errno::EROFS)
     }
 
+    /// Whether what is there lives in memory, and is gone with the boot (tmpfs(5)).
+    pub fn is_volatile(&self, path: &Path) -> bool {
+        use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+        statfs(&self.real(path)).is_ok_and(|is| is.filesystem_type() == TMPFS_MAGIC)
+    }
+
     /// Whether a symbolic link is at the path.
     pub fn is_link(&self, path: &Path) -> bool {
         self.own_metadata(path).is_some_and(|meta| meta.is_symlink())

@@ -8,14 +8,26 @@ use super::Files;
 /// disk mounts. What is mounted later, or leads to what is, comes too late for a unit.
 pub fn is_early(files: &Files, folder: &Path) -> bool {
     let there = folder.ancestors().find(|path| files.exists(path)).unwrap_or(folder);
-    let real = files.resolve(there);
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    is_early_among(&text, &real)
+    is_early_among(&table(), &files.resolve(there))
+}
+
+/// Whether something is mounted at that very path: no other file can take its place (rename(2), EBUSY).
+pub fn is_mount_point(files: &Files, path: &Path) -> bool {
+    let real = files.resolve(path);
+    points(&table()).any(|point| point == real)
+}
+
+fn table() -> String {
+    std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
+}
+
+fn points(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
+    let point = |line: &str| Some(PathBuf::from(line.split(' ').nth(4)?.replace("\\040", " ")));
+    mountinfo.lines().filter_map(point)
 }
 
 fn is_early_among(mountinfo: &str, path: &Path) -> bool {
-    let point = |line: &str| Some(PathBuf::from(line.split(' ').nth(4)?.replace("\\040", " ")));
-    let holds = mountinfo.lines().filter_map(point).filter(|point| path.starts_with(point));
+    let holds = points(mountinfo).filter(|point| path.starts_with(point));
     let nearest = holds.max_by_key(|point| point.components().count());
     nearest.is_none_or(|point| [Path::new("/"), Path::new("/usr")].contains(&point.as_path()))
 }

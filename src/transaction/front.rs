@@ -40,6 +40,7 @@ pub fn begin(
         terms: Some(Box::new(terms)),
     };
     refuse_open_state(machine)?;
+    refuse_volatile_state(machine)?;
     let journal = Journal::create(machine.files(), &begin)?;
     let id = journal.id().to_owned();
     let started = point(format_args!("front.journal"))
@@ -69,6 +70,21 @@ fn refuse_open_state(machine: &RealMachine) -> Result<(), Refusal> {
         )),
         _ => Ok(()),
     }
+}
+
+/// A journal in memory is gone after a power cut, and what is half done stays so; unless /etc goes with it.
+fn refuse_volatile_state(machine: &RealMachine) -> Result<(), Refusal> {
+    let files = machine.files();
+    let there = Path::new(STATE).ancestors().find(|path| files.exists(path));
+    if there.is_some_and(|there| files.is_volatile(there)) && !files.is_volatile(Path::new("/etc"))
+    {
+        return Err(Refusal::new(
+            "volatile-state",
+            format!("{STATE} is in memory (tmpfs): a power cut would lose what has to be undone"),
+            "keep it on a disk: unmount what is mounted there, or mount a disk",
+        ));
+    }
+    Ok(())
 }
 
 /// Lets a transaction that did not end go on: its process was killed and did not come back, or the
