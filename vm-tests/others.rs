@@ -62,6 +62,21 @@ fn sessions_that_outlive_a_stopped_socket() {
     machine.exec("harden rollback -y").code(0);
     ends(&machine, 22);
     assert_state(&machine, &Want::service(22));
+
+    // The socket has had the port for a moment when everything is taken back.
+    let machine = Machine::boot(Suite::Bullseye, |root| {
+        // For the proof, which comes from the host itself.
+        let fails = "[Service]\nExecStartPre=/bin/sh -c 'case %i in *-127.*|*-::1*) sleep 2; test ! -e /root/fail;; esac'\n";
+        root.write("/etc/systemd/system/ssh@.service.d/fails.conf", fails);
+    });
+    machine.spec("version: 1\nssh: {port: 2222, socket: enabled}\n");
+    machine.start_apply("--confirm probe");
+    machine.wait_for("the socket", "systemctl is-active -q ssh.socket");
+    let _old = machine.session(2222);
+    machine.sh("touch /root/fail");
+    assert_eq!(machine.background_end(), 4);
+    ends(&machine, 22);
+    assert_state(&machine, &Want::service(22));
 }
 
 /// A drop-in that systemd cannot read: sshd runs, and would not start again.

@@ -132,7 +132,7 @@ fn the_disk_is_full_when_the_worker_dies() {
         let mut machine = same_port(suite);
         machine.sh(
             // (A state folder in memory is refused.)
-            "mkdir -p /var/lib/harden; mount -t tmpfs -o size=8M,mode=700 none /mnt; mkdir -m 700 /mnt/{l,u,w}; \
+            "mkdir -p /var/lib/harden; mount -t tmpfs -o size=8M,mode=700 none /mnt; mkdir -m 700 /mnt/l /mnt/u /mnt/w; \
              mount -t overlay none -o lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w /var/lib/harden",
         );
         machine.apply_in_background("300s");

@@ -5,6 +5,7 @@ mod describe;
 mod undo;
 
 pub(crate) use arrange::held;
+pub(crate) use undo::sparing_sessions;
 pub use undo::{Earlier, undo};
 
 use std::net::{IpAddr, SocketAddr};

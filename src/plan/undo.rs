@@ -151,7 +151,7 @@ fn transition(
 }
 
 /// Where ssh.service takes over again: what keeps sessions of the socket from taking its folder away.
-fn sparing_sessions(before: &Observed, observed: &Observed) -> Option<FileChange> {
+pub(crate) fn sparing_sessions(before: &Observed, observed: &Observed) -> Option<FileChange> {
     let by_service = before.service.is_active() && !before.socket.is_active();
     concern::units::sparing_sessions(observed).filter(|_| by_service)
 }

@@ -18,7 +18,7 @@ use super::steps::forgive;
 use super::{Outcome, along, bridge, comeback, guard, run};
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner, Verdict};
-use crate::plan::{Bridge, Op, Role, held};
+use crate::plan::{self, Bridge, Op, Role, held};
 use crate::sys::fault::point;
 use crate::sys::units::Unit;
 use crate::sys::{Files, Image, Result};
@@ -341,7 +341,8 @@ impl Way<'_, '_> {
         for (path, image) in &undo.paths {
             self.put_back(path, image, undo.written.get(path));
         }
-        if undo.unit_files {
+        let spared = self.spare_sessions(&before);
+        if undo.unit_files || spared {
             let reloaded = self.run.machine.reload();
             self.attempt(reloaded);
         }
@@ -468,6 +469,24 @@ impl Way<'_, '_> {
         }
         let done = put_back(files, path, image);
         self.attempt(done);
+    }
+
+    /// Sessions that ssh.socket has started meanwhile must not take sshd's folder away from ssh.service. Tells
+    /// whether there is something new for systemd to read.
+    fn spare_sessions(&mut self, before: &Observed) -> bool {
+        let machine = self.run.machine;
+        if !before.socket.accept {
+            return false;
+        }
+        let Ok(now) = machine.observe() else { return false };
+        let drop_in = plan::sparing_sessions(before, &now);
+        let steps = plan::file_steps(&now, drop_in.as_slice());
+        for step in &steps {
+            if let Op::Put { path, image } = &step.op {
+                self.attempt(machine.files().put(path, image));
+            }
+        }
+        !steps.is_empty()
     }
 
     fn start_units(&mut self, before: &Observed, ended: bool) {
