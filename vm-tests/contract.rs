@@ -167,6 +167,17 @@ fn what_is_missing_is_named() {
     let open = "install -d -m 777 /var/lib/harden; harden apply -y spec.yaml; r=$?; \
                 rmdir /var/lib/harden; exit $r";
     refused("open to others", open, "can be written by others than root");
+    let planted = |path: &str, command: &str| {
+        format!(
+            "install -d -m 700 /var/lib/harden; install -o deploy -m 755 /dev/null {path}; {command}; r=$?; \
+             rm -r /var/lib/harden; exit $r"
+        )
+    };
+    let journal = "/var/lib/harden/20270101T000000.000Z-aaaaaa.journal";
+    let theirs = "belongs to another";
+    refused("another's journal", &planted(journal, "harden apply -y spec.yaml"), theirs);
+    let program = "/var/lib/harden/20270101T000000.000Z-aaaaaa.harden";
+    refused("another's program", &planted(program, "harden apply -y spec.yaml"), theirs);
     refused("locked", "flock /run/harden/lock harden apply -y spec.yaml", "another harden");
     assert_state(&machine, &Want::socket(22));
 }

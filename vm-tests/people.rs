@@ -256,6 +256,20 @@ fn nothing_to_confirm() {
     assert!(refused.stderr.contains("nothing to confirm"), "{refused:?}");
 }
 
+/// What somebody has masked since stays so, and an undo says that it would not.
+#[test]
+fn a_unit_that_is_masked_since() {
+    let machine = socket_system(Suite::Trixie);
+    machine.apply().code(0);
+    machine.sh("systemctl mask ssh.socket");
+    let refused = unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+    assert!(refused.stderr.contains("ssh.socket was masked after"), "{refused:?}");
+    machine.sh("systemctl unmask ssh.socket");
+    let undone = machine.exec("harden rollback -y").code(0);
+    assert!(undone.stdout.contains("inactive, disabled -> active, enabled"), "{undone:?}");
+    assert_state(&machine, &Want::socket(22));
+}
+
 /// Who only finds a plan's name in the way loses nothing.
 #[test]
 fn a_plan_is_saved_over_nothing_else() {

@@ -249,24 +249,59 @@ fn the_old_listener_stops_slowly() {
 /// Somebody spoils the unit during the trial: who tries again takes nothing away.
 #[test]
 fn a_unit_that_is_spoilt_meanwhile() {
-    let mut machine = Machine::boot(Suite::Trixie, |_| {});
-    machine.spec(SAME_PORT);
-    machine.apply_in_background("8s");
     let drop_in = "/etc/systemd/system/ssh.service.d/bad.conf";
-    machine.root().write(drop_in, "[Service]\nExecStart=\n");
-    machine.sh("systemctl daemon-reload");
-    assert_eq!(machine.background_end(), 5);
-    let said = machine.root().read("/root/apply.log");
-    assert!(said.contains(drop_in) && !said.contains("/etc/default/ssh"), "{said}");
-    let rescued = rescue(&machine);
-    machine.exec("harden rollback -y").code(5);
-    assert_eq!(rescue(&machine), rescued, "the rescue went and came");
-    lets_in(&machine, "after another try");
-    machine.root().remove(drop_in);
-    machine.sh("systemctl daemon-reload; harden rollback -y || harden rollback -y");
-    wait_until_idle(&machine);
-    assert_closed(&machine);
-    assert_over(&mut machine, &Want::service(22));
+    let bad = |line: &str| {
+        let spoil = format!(
+            "mkdir -p $(dirname {drop_in}); printf '{line}' > {drop_in}; systemctl daemon-reload"
+        );
+        (spoil, format!("rm {drop_in}; systemctl daemon-reload"))
+    };
+    let kept = "/etc/ssh/sshd_not_to_be_run";
+    for ((spoil, mend), why) in [
+        (bad("[Service]\\nExecStart=\\n"), drop_in),
+        (bad("[Unit]\\nRefuseManualStart=yes\\n"), "by hand"),
+        (("systemctl mask ssh".into(), "systemctl unmask ssh".into()), "systemctl unmask"),
+        ((format!("touch {kept}"), format!("rm {kept}")), kept),
+    ] {
+        let mut machine = Machine::boot(Suite::Trixie, |_| {});
+        machine.spec(SAME_PORT);
+        machine.apply_in_background("8s");
+        machine.sh(&spoil);
+        assert_eq!(machine.background_end(), 5);
+        let said = machine.root().read("/root/apply.log");
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(why) && !said.contains("changed /etc/default/ssh"), "{said}");
+        assert!(!said.contains("changed /usr/lib"), "{said}");
+        let rescued = rescue(&machine);
+        machine.exec("harden rollback -y").code(5);
+        assert_eq!(rescue(&machine), rescued, "the rescue went and came: {spoil}");
+        lets_in(&machine, "after another try");
+        machine.sh(&mend);
+        machine.sh("harden rollback -y || harden rollback -y");
+        wait_until_idle(&machine);
+        assert_closed(&machine);
+        assert_over(&mut machine, &Want::service(22));
+    }
+}
+
+/// ssh.service goes on with the listener of a socket that somebody stops or restarts meanwhile.
+#[test]
+fn the_old_socket_is_stopped_meanwhile() {
+    for stop in ["systemctl stop ssh.socket", "systemctl restart ssh.socket || true"] {
+        for suite in [Suite::Trixie, Suite::UbuntuLike] {
+            let mut machine = socket_system(suite);
+            machine.ssh(22, "true");
+            machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+            machine.apply_in_background("300s");
+            machine.sh(stop);
+            let watch = Watch::table(&machine, &[22, 2222]);
+            machine.exec("harden rollback -y").code(0);
+            let seen = watch.end();
+            assert!(seen.gaps.is_empty(), "{seen:?}");
+            assert_eq!(machine.background_end(), 4);
+            assert_over(&mut machine, &Want::socket(22));
+        }
+    }
 }
 
 #[test]

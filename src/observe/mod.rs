@@ -311,13 +311,21 @@ impl Observed {
         edited
     }
 
-    /// The files that count in a comparison: a unit that systemd cannot read names no `EnvironmentFile=`.
+    /// The files that count in a comparison with another host. Where a unit is masked, gone or unreadable there
+    /// alone, systemd does not name its files: nobody has changed them.
     fn texts_beside(&self, other: &Self) -> BTreeMap<PathBuf, ConfigFile> {
-        let named = [self, other].into_iter().all(|host| !host.service.is_broken());
-        let options = self.command_line.file.iter().filter(|_| named);
-        let own = self.config.files.iter().chain(options);
-        let units = self.unit_files.values();
-        own.chain(units).map(|file| (file.path.clone(), file.clone())).collect()
+        let units = [(&self.service, &other.service), (&self.socket, &other.socket)];
+        let named_there =
+            units.iter().all(|(own, theirs)| theirs.load == own.load || theirs.load == "loaded");
+        let named = |host: &Self| {
+            let files = host.unit_files.values().chain(&host.command_line.file);
+            files.map(|file| (file.path.clone(), file.clone())).collect::<BTreeMap<_, _>>()
+        };
+        let theirs = named(other);
+        let units =
+            named(self).into_iter().filter(|(path, _)| named_there || theirs.contains_key(path));
+        let sshd = self.config.files.iter().map(|file| (file.path.clone(), file.clone()));
+        sshd.chain(units).collect()
     }
 
     /// Who holds each SSH endpoint, without process ids.

@@ -15,7 +15,7 @@ pub(super) fn changes(
     units: &Transition,
 ) -> Vec<Change> {
     let mut changes: Vec<Change> = files.iter().chain(&units.files).map(file).collect();
-    changes.extend(unit_changes(observed, units));
+    changes.extend(unit_changes(observed, expect, units));
     if units.steps().next().is_some() {
         changes.extend(listener_changes(observed, expect));
     }
@@ -76,7 +76,7 @@ fn size(text: &str) -> String {
 }
 
 /// Units whose running state or enablement the steps change.
-fn unit_changes(observed: &Observed, units: &Transition) -> Vec<Change> {
+fn unit_changes(observed: &Observed, expect: &Expectation, units: &Transition) -> Vec<Change> {
     let mut changes = Vec::new();
     for unit in [&observed.socket, &observed.service] {
         let mut active = unit.active.clone();
@@ -105,6 +105,11 @@ fn unit_changes(observed: &Observed, units: &Transition) -> Vec<Change> {
         }
         if !touched {
             continue;
+        }
+        // Links that an undo puts back enable and disable too.
+        let enabled = expect.units.iter().find(|is| is.name == unit.name).map(|is| is.enabled);
+        if enabled.is_some_and(|enabled| enabled != file.starts_with("enabled")) {
+            file = if enabled == Some(true) { "enabled" } else { "disabled" }.to_owned();
         }
         let reason = units.reasons.iter().find(|(name, _)| *name == unit.name);
         let action = match (started, stopped) {

@@ -54,6 +54,7 @@ pub fn undo(
             ));
         }
     }
+    refuse_masked_since(earlier, at)?;
     let changed: Vec<&(PathBuf, Image)> = earlier
         .images
         .iter()
@@ -86,6 +87,22 @@ pub fn undo(
     let options = earlier.before.command_line.settings();
     let candidate = candidate(earlier.before, observed, &sshd);
     Ok(Plan { changes, warnings: Vec::new(), trial, steps, expect, candidate, options })
+}
+
+/// Who has masked a unit does not want it to start, and no transaction masks one.
+fn refuse_masked_since<'i>(
+    earlier: Earlier,
+    at: impl Fn(&Path) -> &'i Image,
+) -> Result<(), Refusal> {
+    let is_mask = |image: &Image| matches!(image, Image::Symlink { target } if target == Path::new("/dev/null"));
+    let since = |(path, image): &&(PathBuf, Image)| is_mask(at(path)) && !is_mask(image);
+    let Some((path, _)) = earlier.images.iter().find(since) else { return Ok(()) };
+    let unit = path.file_name().unwrap_or_default().to_string_lossy();
+    Err(Refusal::new(
+        "edited-since",
+        format!("{unit} was masked after transaction {}", earlier.id),
+        format!("systemctl unmask {unit}, if it shall start again, and then `harden rollback`"),
+    ))
 }
 
 fn file(

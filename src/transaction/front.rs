@@ -56,20 +56,32 @@ pub fn begin(
     Ok(id)
 }
 
-/// What is in the folder runs as root: nobody else may write there.
+/// What is in the folder runs as root: nobody else may write there, nor to what is in it.
 fn refuse_open_state(machine: &RealMachine) -> Result<(), Refusal> {
-    let open = |meta: &std::fs::Metadata| meta.mode() & 0o022 != 0 || meta.uid() != 0;
-    match machine.files().metadata(Path::new(STATE)) {
-        Some(meta) if open(&meta) => Err(Refusal::new(
-            "writable-by-others",
-            format!(
-                "{STATE} can be written by others than root (mode {:04o})",
-                meta.mode() & 0o7777
+    let (files, state) = (machine.files(), Path::new(STATE));
+    let Some(folder) = files.metadata(state) else { return Ok(()) };
+    let within =
+        files.list(state).into_iter().filter_map(|path| Some((files.own_metadata(&path)?, path)));
+    let hint = "it runs as root: see who has put it there, and remove it or give it to root alone";
+    let all = [(folder, state.to_owned())].into_iter().chain(within);
+    for (meta, path) in all {
+        let what = if meta.uid() != 0 {
+            format!("belongs to another user than root (uid {})", meta.uid())
+        } else if meta.mode() & 0o022 != 0 && !meta.is_symlink() {
+            format!("can be written by others than root (mode {:04o})", meta.mode() & 0o7777)
+        } else {
+            continue;
+        };
+        let hint = match path == state {
+            true => format!(
+                "what is in it runs as root: remove what is not root's (ls -l {STATE}), then \
+                 chown root: {STATE}; chmod 700 {STATE}"
             ),
-            format!("what is in it runs as root: chown root: {STATE}; chmod 700 {STATE}"),
-        )),
-        _ => Ok(()),
+            false => hint.to_owned(),
+        };
+        return Err(Refusal::new("writable-by-others", format!("{} {what}", path.display()), hint));
     }
+    Ok(())
 }
 
 /// A journal in memory is gone after a power cut, and what is half done stays so; unless /etc goes with it.
@@ -129,6 +141,7 @@ pub fn see_through(machine: &RealMachine, id: &str) -> Result<(), Error> {
 }
 
 fn go_on(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> {
+    refuse_open_state(machine)?;
     let records = journal::read(machine.files(), id)?;
     if !journal::is_open(&records) {
         return Ok(());

@@ -17,7 +17,7 @@ use super::run::Run;
 use super::steps::forgive;
 use super::{Outcome, along, bridge, comeback, guard, run};
 use crate::error::Error;
-use crate::observe::{Listener, Observed, Owner, Verdict};
+use crate::observe::{Listener, NOT_TO_BE_RUN, Observed, Owner, Verdict};
 use crate::plan::{self, Bridge, Op, Role, held};
 use crate::sys::fault::point;
 use crate::sys::units::Unit;
@@ -407,14 +407,15 @@ impl Way<'_, '_> {
         let Ok(now) = self.run.machine.observe() else { return false };
         let owners =
             [(&self.run.before.socket, &now.socket), (&self.run.before.service, &now.service)];
-        let mut owners = owners.into_iter().filter(|(was, _)| was.is_active());
-        let why = match (&now.effective, owners.find(|(_, is)| is.is_broken())) {
-            (Verdict::Invalid(said), _) => format!("sshd refuses its configuration: {said}"),
-            (_, Some((_, unit))) => format!("systemd cannot read {} ({})", unit.name, unit.load),
-            _ => return false,
+        let owners = owners.into_iter().filter(|(was, _)| was.is_active()).map(|(_, is)| is);
+        let why = match &now.effective {
+            Verdict::Invalid(said) => Some(format!("sshd refuses its configuration: {said}")),
+            _ if now.not_to_be_run => Some(format!("{NOT_TO_BE_RUN} exists: remove it")),
+            _ => owners.filter_map(cannot_start).next(),
         };
-        self.failures.push(why);
-        true
+        let is_refused = why.is_some();
+        self.failures.extend(why);
+        is_refused
     }
 
     /// The old owners have never let go; or, after a reboot, the old state is back already.
@@ -430,8 +431,13 @@ impl Way<'_, '_> {
     /// Whether the old listeners are all there.
     fn holds(&self, before: &Observed) -> bool {
         let Ok(now) = self.run.machine.observe() else { return true };
-        let now = held_for_good(&now);
-        held(before).iter().all(|at| now.contains(at))
+        // ssh.service goes on with the listener of a socket that was stopped, and ends with its last session.
+        let owner = |host: &Observed| {
+            let by = if before.socket.is_active() { &host.socket } else { &host.service };
+            by.is_active()
+        };
+        let staying = held_for_good(&now);
+        (owner(&now) || !owner(before)) && held(before).iter().all(|at| staying.contains(at))
     }
 
     fn stop_units(&mut self, before: &Observed) {
@@ -518,6 +524,22 @@ impl Way<'_, '_> {
                 self.attempt(stopped);
             }
         }
+    }
+}
+
+/// Why systemd will not start a unit that somebody has changed meanwhile, and what helps.
+fn cannot_start(unit: &Unit) -> Option<String> {
+    let name = &unit.name;
+    if unit.is_masked() {
+        Some(format!("{name} is masked: systemctl unmask {name}"))
+    } else if unit.is_broken() {
+        Some(format!("systemd cannot read {name} ({}): see systemctl status {name}", unit.load))
+    } else if unit.refuses {
+        Some(format!(
+            "{name} may not be started by hand (RefuseManualStart=): systemctl cat {name}"
+        ))
+    } else {
+        None
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::concern::listening::Listening;
 use crate::error::Refusal;
-use crate::observe::{Listener, Observed, Owner};
+use crate::observe::{Listener, NOT_TO_BE_RUN, Observed, Owner};
 use crate::plan::{FileChange, Op, Step};
 use crate::sys::process::Process;
 use crate::sys::units::Unit;
@@ -73,7 +73,7 @@ pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
     if observed.not_to_be_run {
         return Err(Refusal::new(
             "not-to-be-run",
-            "/etc/ssh/sshd_not_to_be_run exists, so systemd would not start sshd",
+            format!("{NOT_TO_BE_RUN} exists, so systemd would not start sshd"),
             "remove that file if sshd shall run here",
         ));
     }
