@@ -153,6 +153,14 @@ fn what_is_missing_is_named() {
     refused("others can write", "harden apply -y /tmp/loose.yaml", "can be written by others");
     machine.sh("install -m 644 -o deploy spec.yaml /tmp/theirs.yaml");
     refused("another's file", "harden apply -y /tmp/theirs.yaml", "belongs to another user");
+    machine.sh("install -d -m 777 /tmp/open; install -m 644 spec.yaml /tmp/open/");
+    refused("open folder", "harden apply -y /tmp/open/spec.yaml", "in place of /tmp/open");
+    // Who runs sudo, with the umask that Debian gives people, may write the spec.
+    machine.sh("install -m 664 -o deploy -g deploy spec.yaml /home/deploy/spec.yaml");
+    machine.sh("su - deploy -c 'harden plan spec.yaml && sudo harden plan spec.yaml'");
+    machine.sh("install -m 664 -o deploy -g games spec.yaml /home/deploy/spec.yaml");
+    let by_group = "su - deploy -c 'sudo harden plan spec.yaml'";
+    refused("a group of others", by_group, "can be written by others");
     let hidden = |path: &str, command: &str| {
         format!("unshare -m sh -c 'mount --bind /dev/null {path} && {command}'")
     };
@@ -167,17 +175,15 @@ fn what_is_missing_is_named() {
     let open = "install -d -m 777 /var/lib/harden; harden apply -y spec.yaml; r=$?; \
                 rmdir /var/lib/harden; exit $r";
     refused("open to others", open, "can be written by others than root");
-    let planted = |path: &str, command: &str| {
+    let planted = |options: &str| {
         format!(
-            "install -d -m 700 /var/lib/harden; install -o deploy -m 755 /dev/null {path}; {command}; r=$?; \
+            "install -d -m 700 /var/lib/harden; install {options} /dev/null \
+             /var/lib/harden/20270101T000000.000Z-aaaaaa.journal; harden apply -y spec.yaml; r=$?; \
              rm -r /var/lib/harden; exit $r"
         )
     };
-    let journal = "/var/lib/harden/20270101T000000.000Z-aaaaaa.journal";
-    let theirs = "belongs to another";
-    refused("another's journal", &planted(journal, "harden apply -y spec.yaml"), theirs);
-    let program = "/var/lib/harden/20270101T000000.000Z-aaaaaa.harden";
-    refused("another's program", &planted(program, "harden apply -y spec.yaml"), theirs);
+    refused("another's journal", &planted("-o deploy"), "belongs to another");
+    refused("open journal", &planted("-m 666"), "(mode 0666)");
     refused("locked", "flock /run/harden/lock harden apply -y spec.yaml", "another harden");
     assert_state(&machine, &Want::socket(22));
 }

@@ -211,6 +211,29 @@ fn an_sshd_that_reads_other_files_is_seen() {
     machine.exec("harden verify spec.yaml").code(0);
 }
 
+/// Lists within Match blocks, of the spec and of somebody else who says the same.
+#[test]
+fn lists_in_blocks_count_word_by_word() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write("/etc/ssh/sshd_config.d/60-x.conf", "Match User xavier\n  AcceptEnv LANG FOO\n");
+    });
+    machine.spec(
+        "version: 1\nssh:\n  settings: {AcceptEnv: [FOO, LANG]}\n  match:\n\
+         \x20   - {criteria: {User: [root, deploy]}, settings: {AllowUsers: [root, deploy]}}\n",
+    );
+    machine.apply().code(0);
+    let of =
+        |test: &str| machine.sh(&format!("sshd -T -C {test} | grep -i -e allowusers -e acceptenv"));
+    let allowed = of("user=root");
+    assert!(
+        allowed.contains("allowusers root") && allowed.contains("allowusers deploy"),
+        "{allowed}"
+    );
+    let all = of("user=xavier");
+    assert!(all.contains("acceptenv FOO") && !all.contains("allowusers"), "{all}");
+    machine.exec("harden verify spec.yaml").code(0);
+}
+
 /// sshd reads some keywords and forgets them: then nothing is proven, and it is said where.
 #[test]
 fn a_keyword_without_effect_is_refused() {

@@ -184,6 +184,13 @@ fn what_cannot_be_tried_is_not_hoped_for() {
     machine.ssh(22, "true").ok();
     let back = unchanged(&machine, || apply(&machine, "{PasswordAuthentication: no}").code(4));
     assert!(unwrapped(&back).contains("Confirm it yourself: --confirm operator"), "{back:?}");
+    // The name that an address has may be what a key asks for, and a block counts as much as what is outside.
+    let blocks = "{LogLevel: VERBOSE}, match: [{criteria: {Group: sudo}, settings: \
+                  {PubkeyAcceptedAlgorithms: ssh-ed25519-cert-v01@openssh.com}}]";
+    for change in ["{UseDNS: yes}", blocks] {
+        let back = unchanged(&machine, || apply(&machine, change).code(4));
+        assert!(unwrapped(&back).contains("--confirm operator"), "{back:?}");
+    }
     apply(&machine, "{LogLevel: VERBOSE}").code(0);
     machine.sh("sed -i 's/^from[^ ]* //' /root/.ssh/authorized_keys");
     let back = apply(&machine, "{DenyUsers: \"*@10.77.*\"}").code(4);

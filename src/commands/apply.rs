@@ -336,6 +336,9 @@ pub(super) fn ended(id: &str, plan: Option<Plan>, outcome: Option<Outcome>) -> E
                     "apply again, and confirm it with the command that is printed then; --timeout \
                      gives more time"
                 }
+                cause if cause.ends_with(decision::NOT_PROVEN) => {
+                    "apply again with --confirm operator, from a terminal of your own"
+                }
                 _ => "remove the cause, then apply again",
             };
             let message = format!("{cause}\nEverything is as it was before, and that was checked.");

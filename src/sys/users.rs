@@ -152,6 +152,11 @@ pub fn named(name: &str) -> Option<User> {
     Account::from_name(name).ok().flatten().map(User::of)
 }
 
+/// A user by id.
+pub fn with_id(uid: u32) -> Option<User> {
+    Account::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten().map(User::of)
+}
+
 /// Whether a user becomes root by sudo(8): without a password, or with one that the user has
 /// (shadow(5)). Where sudo cannot be asked, nobody does.
 pub fn becomes_root(user: &User) -> bool {

@@ -13,6 +13,8 @@ use crate::sys::{Files, SysError};
 pub const WANTED_BACK: &str = "the operator wanted it back";
 /// Why one is that nobody has confirmed.
 pub const NOT_IN_TIME: &str = "nobody confirmed in time";
+/// The end of a cause where harden cannot prove by itself that somebody still gets in.
+pub const NOT_PROVEN: &str = "Confirm it yourself: --confirm operator";
 
 /// What was decided, and by whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -95,7 +95,7 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
     }
     let unproven = unproven.map(|why| format!("harden cannot try who still gets in: {why}"));
     if by_probe(run) {
-        let yourself = |why| format!("{why}. Confirm it yourself: --confirm operator");
+        let yourself = |why| format!("{why}. {}", decision::NOT_PROVEN);
         faults.extend(left_alone(run).into_iter().chain(unproven).map(yourself));
     } else {
         unproven.iter().for_each(|why| run.note(why));

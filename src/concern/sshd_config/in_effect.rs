@@ -7,7 +7,7 @@ use crate::error::Refusal;
 use crate::spec::Values;
 use crate::sshd::Effective;
 use crate::sshd::criteria::include;
-use crate::sshd::keywords::{Follows, follows, same};
+use crate::sshd::keywords::{Follows, Repeats, follows, repeats, same};
 use crate::sshd::reading::{Block, Chosen, Place, Reading};
 use crate::sshd::release::Release;
 use crate::sshd::syntax::{Directive, quote_arg};
@@ -166,7 +166,13 @@ fn contested(
 
 /// Whether the lines that sshd follows say what lines of the spec say.
 fn says(keyword: &str, lines: &[String], followed: &[Place]) -> bool {
-    let said = |place: &Place| format!("{keyword} {}\n", quoted(&place.directive.args));
+    let said = |place: &Place| match repeats(keyword) {
+        // As sshd prints them: one line for each, without quotes.
+        Repeats::Accumulates => {
+            place.directive.args.iter().map(|arg| format!("{keyword} {arg}\n")).collect()
+        }
+        _ => format!("{keyword} {}\n", quoted(&place.directive.args)),
+    };
     Effective::parse(&followed.iter().map(said).collect::<String>()).has(keyword, lines)
 }
 

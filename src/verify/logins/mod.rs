@@ -31,7 +31,7 @@ use crate::sys::{Files, SysError};
 /// Who is tried, at most.
 const MOST: usize = 4;
 /// What `sshd -T` prints of settings that decide nothing about who gets in.
-const HARMLESS: [&str; 41] = [
+const HARMLESS: [&str; 40] = [
     "acceptenv",
     "addressfamily",
     "allowagentforwarding",
@@ -69,7 +69,6 @@ const HARMLESS: [&str; 41] = [
     "syslogfacility",
     "tcpkeepalive",
     "unusedconnectiontimeout",
-    "usedns",
     "versionaddendum",
     "x11forwarding",
     "xauthlocation",
@@ -247,7 +246,16 @@ fn moved(old: &Door, new: &Door) -> Result<Vec<String>, SysError> {
         return Ok(vec!["a configuration that sshd does not show".to_owned()]);
     };
     let decides = |keyword: &String| !HARMLESS.contains(&keyword.as_str());
-    Ok(before.differences(&after).into_iter().filter(decides).collect())
+    let mut moved: Vec<String> = before.differences(&after).into_iter().filter(decides).collect();
+    let blocks = |door: &Door| {
+        let reading = Reading::new(door.tree, door.asked.before.release.clone());
+        reading.map(|reading| deciding(&reading, |_| true)).unwrap_or_default()
+    };
+    let (was, is) = (blocks(old), blocks(new));
+    let gone = was.iter().filter(|line| !is.contains(line));
+    moved.extend(gone.chain(is.iter().filter(|line| !was.contains(line))).cloned());
+    moved.dedup();
+    Ok(moved)
 }
 
 /// Who is lost, and whether that may be: whoever runs harden has to get in, unless it is root and
