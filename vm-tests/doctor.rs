@@ -495,3 +495,48 @@ fn half_a_move() {
     }
     panic!("the trap never sprang");
 }
+
+/// A socket of its own address, which only its unit knows of: it is what has to run again.
+#[test]
+fn the_socket_alone_knows_the_port() {
+    let own = "[Socket]\nListenStream=\nListenStream=2222\n";
+    let machine = socket_system(Suite::Trixie);
+    machine.root().write("/etc/systemd/system/ssh.socket.d/port.conf", own);
+    machine.sh("systemctl daemon-reload; systemctl stop ssh.socket");
+    let said = is_named(&machine, "not-running");
+    assert!(said.contains("systemctl start ssh.socket"), "{said}");
+    assert!(machine.sh("ss -Hltn").contains(":2222"), "it listens elsewhere");
+
+    machine.sh("systemctl stop ssh.socket");
+    somebody_listens(&machine, "0.0.0.0 2222");
+    machine.exec("systemctl start ssh.socket");
+    let said = is_named(&machine, "port-taken");
+    assert!(said.contains("other.service"), "{said}");
+
+    // What it has given to an sshd that still runs is not where it listens after the next boot.
+    let machine = socket_system(Suite::Trixie);
+    machine.root().write("/etc/ssh/sshd_config.d/10-p.conf", "Port 22\n");
+    machine.ssh(22, "true").ok();
+    machine.root().write("/etc/systemd/system/ssh.socket.d/port.conf", own);
+    machine.sh("systemctl daemon-reload");
+    is_named(&machine, "stale-socket");
+    assert!(machine.sh("ss -Hltn").contains(":22 "), "it listens elsewhere");
+}
+
+/// A spec has each of its ports on each of its addresses: none is proposed that would open more.
+#[test]
+fn a_remedy_opens_nothing_more() {
+    let machine = socket_system(Suite::Trixie);
+    let pairs = "ListenAddress 10.77.0.2:2200\nListenAddress 127.0.0.1:2201\n";
+    machine.root().write("/etc/ssh/sshd_config.d/10-a.conf", pairs);
+    let said = is_named(&machine, "socket-owns-port");
+    assert!(said.contains("other pairs"), "{said}");
+    // An sshd that somebody has started by hand is not for an apply to end.
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("systemctl stop ssh; mkdir -p /run/sshd; \
+         systemd-run -q --scope --unit=session-99.scope /usr/sbin/sshd");
+    let said = is_named(&machine, "orphan");
+    assert!(said.contains("has not started") && said.contains("systemctl start ssh"), "{said}");
+    machine.sh("sshd -t && kill $(cat /run/sshd.pid) && systemctl start ssh.service");
+    is_healthy(&machine);
+}

@@ -3,6 +3,7 @@
 
 mod causes;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
@@ -114,7 +115,10 @@ impl<'c> Sight<'c> {
             _ => Vec::new(),
         };
         let lines = lines(observed, &causes::LISTENING);
-        if observed.socket.is_active() && case.generator.is_none() && lines.is_empty() {
+        let (service, socket) = (&observed.service, &observed.socket);
+        let socket_owns = socket.is_active()
+            || (!service.is_active() && socket.is_enabled() && !service.is_enabled());
+        if socket_owns && case.generator.is_none() && lines.is_empty() {
             // Then the socket says it all; of the families, both.
             wanted = both_families(crate::concern::listening::configured(observed));
         }
@@ -137,10 +141,25 @@ impl<'c> Sight<'c> {
         Self { case, wanted, missing, astray, lines }
     }
 
-    /// The ports that the files ask for, as a list.
-    fn ports(&self) -> String {
+    /// A remedy that is a spec: sshd listens as the files ask for, and not ssh.socket.
+    fn by_service(&self) -> Fix {
+        self.where_wanted("socket: disabled")
+    }
+
+    /// The same, with something else to say. A spec has each of its ports on each of its addresses.
+    fn where_wanted(&self, rest: &str) -> Fix {
         let ports = ports(&self.wanted);
-        ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+        let addresses: BTreeSet<IpAddr> = self.wanted.iter().map(SocketAddr::ip).collect();
+        let list = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+        let rest = if rest.is_empty() { String::new() } else { format!(", {rest}") };
+        let section = format!("{{port: [{list}]{rest}}}");
+        if self.wanted.len() == ports.len() * addresses.len() {
+            return self.spec(section);
+        }
+        Fix::Advice(format!(
+            "apply a spec with the `port` and `listen` that you mean{rest}: each port is on each address \
+             then, and the files ask for other pairs"
+        ))
     }
 
     /// A remedy that is a spec. Where another one stands already it has to be part of that: a spec is the whole
@@ -155,7 +174,22 @@ impl<'c> Sight<'c> {
     }
 
     fn agrees(&self) -> bool {
-        self.missing.is_empty() && !self.astray
+        self.missing.is_empty() && !self.astray && self.closed().is_empty()
+    }
+
+    /// Where ssh.socket should listen, runs, and does not.
+    fn closed(&self) -> Vec<SocketAddr> {
+        let observed = &self.case.observed;
+        let socket = &observed.socket;
+        if !socket.is_active() {
+            return Vec::new();
+        }
+        let is_its = |owner: &Owner| *owner == Owner::Unit(socket.name.clone());
+        let held = observed.listeners.iter().filter(|listener| is_its(&listener.owner));
+        let held: Vec<SocketAddr> = held.flat_map(Listener::serves).collect();
+        let mut closed = crate::concern::listening::configured(observed);
+        closed.retain(|at| !held.contains(at) && (observed.ipv6 || at.is_ipv4()));
+        closed
     }
 }
 

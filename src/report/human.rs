@@ -109,7 +109,7 @@ pub fn diagnosis(out: &mut dyn Write, findings: &[Finding], unseen: &[String]) -
             writeln!(out, "{}", textwrap::fill(fact, options("  - ", "    ")))?;
         }
         match fix {
-            Fix::Command(command) => writeln!(out, "  {CYAN}run{CYAN:#}: {command}")?,
+            Fix::Command(command) => writeln!(out, "  {CYAN}run{CYAN:#}: {}", in_lines(command))?,
             Fix::Advice(advice) => {
                 let text = indented(&format!("fix: {advice}"), 2);
                 writeln!(out, "{text}")?;
@@ -121,6 +121,14 @@ pub fn diagnosis(out: &mut dyn Write, findings: &[Finding], unseen: &[String]) -
         }
     }
     warnings(out, &unseen.iter().map(|what| format!("could not see {what}")).collect::<Vec<_>>())
+}
+
+/// A command where it is too long for one line: a shell goes on after `&&` and `;`.
+fn in_lines(command: &str) -> String {
+    if command.len() + 7 <= WIDTH {
+        return command.to_owned();
+    }
+    command.replace("; ", ";\n       ").replace("&& ", "&&\n       ")
 }
 
 /// What the last step of every plan is.

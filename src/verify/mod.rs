@@ -155,10 +155,22 @@ pub fn answers(
             Answer::Penalised => notes.push(format!(
                 "{endpoint} answers, but turns loopback away for now (PerSourcePenalties)"
             )),
-            Answer::Failed(why) => faults.push(format!("no SSH key exchange on {endpoint}: {why}")),
+            Answer::Failed(why) => {
+                faults.push(format!("no SSH key exchange on {endpoint}: {why}{}", denied(files)));
+            }
         }
     }
     Ok((faults, notes))
+}
+
+/// What may keep the host itself out (hosts_access(5), where sshd is built with it).
+fn denied(files: &Files) -> &'static str {
+    let rules = files.read(Path::new("/etc/hosts.deny")).ok().flatten().unwrap_or_default();
+    let mut lines = rules.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    match lines.any(|line| !line.is_empty() && !line.starts_with(b"#")) {
+        true => " (if /etc/hosts.deny is why: add `sshd: 127. [::1]` to /etc/hosts.allow)",
+        false => "",
+    }
 }
 
 /// A known_hosts file with this host's own public keys, for a probe.

@@ -61,7 +61,9 @@ fn no_host_keys(case: &Case, mut evidence: Vec<String>) -> Finding {
     let own = lines(&case.observed, &["HostKey"]);
     let name = &case.observed.service.name;
     let fix = match own.first() {
-        None => command(format!("ssh-keygen -A && sshd -t && systemctl restart {name}")),
+        None => command(format!(
+            "ssh-keygen -A && systemctl reset-failed {name}; systemctl restart {name}"
+        )),
         Some(line) => Fix::Advice(format!(
             "make the key that {line} names (ssh-keygen -t ed25519 -N '' -f FILE), or remove the line"
         )),

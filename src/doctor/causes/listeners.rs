@@ -29,7 +29,14 @@ pub(in crate::doctor) fn orphans(sight: &Sight) -> Vec<Finding> {
             command(format!("kill {}", process.pid))
         } else {
             // It is all that lets anybody in.
-            sight.spec(format!("{{port: [{}], socket: disabled}}", sight.ports()))
+            match process.unit == service.name {
+                true => sight.by_service(),
+                // Somebody's own is not harden's to end.
+                false => Fix::Advice(format!(
+                    "let {0} take its place, with a session open: sshd -t && kill {1} && systemctl start {0}",
+                    service.name, process.pid
+                )),
+            }
         };
         let main = match service.main_pid {
             0 => "none".to_owned(),
@@ -38,8 +45,9 @@ pub(in crate::doctor) fn orphans(sight: &Sight) -> Vec<Finding> {
         finding(
             "orphan",
             format!(
-                "an sshd that {} has lost listens on {}, with the settings that it started with",
+                "an sshd that {} {} listens on {}, with the settings that it started with",
                 service.name,
+                if process.unit == service.name { "has lost" } else { "has not started" },
                 list(&at)
             ),
             vec![
@@ -233,10 +241,8 @@ fn command_line(sight: &Sight) -> Option<Finding> {
         (None, _) => Fix::Advice(format!(
             "take `{option}` out of where `systemctl cat {name}` shows it, then systemctl restart {name}"
         )),
-        (_, true) => {
-            sight.spec(format!("{{port: [{}], listen: [\"0.0.0.0\", \"::\"]}}", sight.ports()))
-        }
-        _ => sight.spec(format!("{{port: [{}]}}", sight.ports())),
+        (_, true) => sight.where_wanted("listen: [\"0.0.0.0\", \"::\"]"),
+        _ => sight.where_wanted(""),
     };
     Some(finding(
         "command-line",

@@ -1,12 +1,11 @@
 //! What systemd's units do in place of sshd, or do not.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::{command, does, finding, list, says};
 use crate::concern::listening::configured;
 use crate::doctor::{Case, Finding, Fix, Sight};
-use crate::observe::{NOT_TO_BE_RUN, Owner, Verdict};
+use crate::observe::{NOT_TO_BE_RUN, Verdict};
 use crate::sshd::effective::ports;
 use crate::sys::units::{Unit, directives};
 
@@ -14,16 +13,8 @@ use crate::sys::units::{Unit, directives};
 pub(super) fn held_by_socket(sight: &Sight) -> Finding {
     let case = sight.case;
     let socket = &case.observed.socket;
-    let held: Vec<SocketAddr> = case
-        .observed
-        .listeners
-        .iter()
-        .filter(|listener| listener.owner == Owner::Unit(socket.name.clone()))
-        .flat_map(crate::observe::Listener::serves)
-        .collect();
     let listens = format!("{} says ListenStream={}", socket.name, socket.listen.join(" "));
-    let closed: Vec<SocketAddr> =
-        configured(&case.observed).into_iter().filter(|at| !held.contains(at)).collect();
+    let closed = sight.closed();
     if !closed.is_empty() {
         return finding(
             "stale-socket",
@@ -34,7 +25,12 @@ pub(super) fn held_by_socket(sight: &Sight) -> Finding {
                 list(&closed)
             ),
             vec![listens, does(sight)],
-            command(restart(case)),
+            // An sshd that it has started may still be where the files want it, and nowhere after a restart.
+            if sight.missing.is_empty() && !sight.lines.is_empty() {
+                sight.by_service()
+            } else {
+                command(restart(case))
+            },
         );
     }
     if let Some(generator) = &case.generator {
@@ -45,7 +41,7 @@ pub(super) fn held_by_socket(sight: &Sight) -> Finding {
         "socket-owns-port",
         format!("{} owns the port, and `Port` in sshd_config is ignored", socket.name),
         vec![says(sight), does(sight), format!("{listens} ({})", unit.display())],
-        sight.spec(format!("{{port: [{}], socket: disabled}}", sight.ports())),
+        sight.by_service(),
     )
 }
 
@@ -69,7 +65,9 @@ fn generated(sight: &Sight, generator: &Path, listens: String) -> Finding {
             Fix::Advice(if is_hardens {
                 "apply your spec again, and leave Port in sshd_config to it".to_owned()
             } else {
-                format!("take ListenStream out of {own}, or Port out of sshd_config")
+                let or = if sight.lines.is_empty() { "" } else { ", or Port out of sshd_config" };
+                let then = format!("systemctl daemon-reload && {}", restart(sight.case));
+                format!("take ListenStream out of {own}{or}; then {then}")
             }),
         );
     }
@@ -78,7 +76,7 @@ fn generated(sight: &Sight, generator: &Path, listens: String) -> Finding {
             "generator",
             format!("{} has no address for all that sshd_config says", generator.display()),
             vec![says(sight), does(sight), listens],
-            sight.spec(format!("{{port: [{}], socket: disabled}}", sight.ports())),
+            sight.by_service(),
         );
     }
     finding(
@@ -179,7 +177,8 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
     let (service, socket) = (&observed.service, &observed.socket);
     let evidence = states(sight);
     let name = &service.name;
-    if let Some(needed) = sight.case.failed.first() {
+    // What ails the socket may be this service.
+    if let Some(needed) = sight.case.failed.iter().find(|unit| **unit != socket.name) {
         return finding(
             "dependency",
             format!("{name} does not start without {needed}, which has failed"),
@@ -201,11 +200,16 @@ pub(super) fn not_running(sight: &Sight) -> Finding {
             command(format!("systemctl reset-failed {name}; systemctl start {name}")),
         );
     }
+    let by_socket = socket.is_enabled() && !service.is_enabled();
     finding(
         "not-running",
         format!("neither {name} nor {} runs", socket.name),
         evidence,
-        command(format!("systemctl enable --now {name}")),
+        command(if by_socket && configured(observed) == sight.wanted {
+            format!("systemctl start {}", socket.name)
+        } else {
+            format!("systemctl enable --now {name}")
+        }),
     )
 }
 
@@ -226,7 +230,10 @@ fn failed_socket(sight: &Sight, evidence: Vec<String>) -> Finding {
             "failed",
             format!("{name} has failed ({})", socket.result),
             [evidence, vec![format!("journalctl -u {name} says why")]].concat(),
-            command(format!("systemctl reset-failed {name}; systemctl start {name}")),
+            command(format!(
+                "systemctl reset-failed {name} {}; systemctl start {name}",
+                sight.case.observed.service.name
+            )),
         ),
     }
 }
@@ -258,7 +265,7 @@ pub(in crate::doctor) fn other_at_boot(sight: &Sight) -> Option<Finding> {
                 service.summary()
             ),
         ],
-        sight.spec(format!("{{port: [{}], socket: disabled}}", sight.ports())),
+        sight.by_service(),
     ))
 }
 
@@ -286,7 +293,7 @@ pub(in crate::doctor) fn not_enabled(sight: &Sight) -> Option<Finding> {
     let fix = if runs.name == sight.case.observed.socket.name {
         command(format!("systemctl enable {}", runs.name))
     } else {
-        sight.spec(format!("{{port: [{}], socket: disabled}}", sight.ports()))
+        sight.by_service()
     };
     Some(finding(
         "not-enabled",
