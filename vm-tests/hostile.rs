@@ -145,6 +145,21 @@ fn what_cannot_be_written_is_refused() {
     machine.apply().code(0);
 }
 
+/// A host that keeps itself out cannot be proven (hosts_access(5)), and it is said where.
+#[test]
+fn a_host_that_keeps_itself_out() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write("/etc/hosts.allow", "sshd: 10.77.0.\n");
+        root.write("/etc/hosts.deny", "sshd: ALL\n");
+    });
+    machine.ssh(22, "true").ok();
+    machine.spec("version: 1\nssh: {port: 2222}\n");
+    let back = unchanged(&machine, || machine.apply().code(4));
+    assert!(back.stderr.contains("/etc/hosts.allow"), "{back:?}");
+    machine.root().write("/etc/hosts.allow", "sshd: 10.77.0. 127. [::1]\n");
+    machine.apply().code(0);
+}
+
 /// What lies beside the journals and is none, and an argument that is no text.
 #[test]
 fn what_is_no_journal_is_passed_over() {

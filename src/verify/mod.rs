@@ -114,7 +114,7 @@ pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
     match reading.and_then(|reading| sshd_config::lost(&wanted, &reading)) {
         Ok(None) => Vec::new(),
         Ok(Some(lost)) => vec![format!(
-            "`{}` is not in effect for `Match {}`: {} says `{}`",
+            "`{}` is not in effect for `Match {}`: {} {}",
             lost.keyword, lost.criteria, lost.place, lost.says
         )],
         Err(refusal) => vec![refusal.message],

@@ -30,11 +30,10 @@ pub(crate) fn refuse_lost(wanted: &Wanted, reading: &Reading) -> Result<(), Refu
     let value = format!("`{keyword} {}` would not take effect", lines.join("; "));
     let message = match of {
         None => format!(
-            "{value} for the connections of `Match {criteria}`: {place} says `{says}`, and a Match \
-             block wins"
+            "{value} for the connections of `Match {criteria}`: {place} {says}, and a Match block wins"
         ),
         Some(of) => format!(
-            "{value} for those of `Match {of}` who are of `Match {criteria}` too: {place} says `{says}`"
+            "{value} for those of `Match {of}` who are of `Match {criteria}` too: {place} {says}"
         ),
     };
     let hint = "remove or change that line, or the setting in the spec; a value of a profile gives way to \
@@ -55,7 +54,7 @@ pub(crate) struct Lost<'s> {
     pub(crate) criteria: String,
     /// `FILE:LINE` of the line that applies to them.
     pub(crate) place: String,
-    /// That line.
+    /// What is there.
     pub(crate) says: String,
 }
 
@@ -88,14 +87,14 @@ pub(crate) fn lost<'s>(
     Ok(everywhere.find_map(found).or_else(|| in_blocks.into_iter().find_map(found)))
 }
 
-/// Which connections, where the line stands that applies to them, and what it says.
+/// Which connections, where the line stands that applies to them, and what is there.
 type By = (String, String, String);
 
 fn by(block: &Block, followed: &[Place]) -> Option<By> {
     let first = followed.first()?;
     let Directive { keyword, args, .. } = first.directive;
     let criteria = block.directive.rest.trim().to_owned();
-    Some((criteria, first.to_string(), format!("{keyword} {}", args.join(" "))))
+    Some((criteria, first.to_string(), format!("says `{keyword} {}`", args.join(" "))))
 }
 
 /// A Match block wins over everything outside it. The spec's own blocks are meant to; where the value is
@@ -150,7 +149,7 @@ fn contested(
         is_own(block.path) && block.within.is_none() && block.directive.rest.trim() == criteria
     };
     let Some((ours, chosen)) = all.iter().find(|(block, _)| is_ours(block)) else {
-        let nothing = "nothing that reads it".to_owned();
+        let nothing = "reads no file with that block".to_owned();
         return Some((criteria.to_owned(), reading.main().display().to_string(), nothing));
     };
     let release = reading.release();
