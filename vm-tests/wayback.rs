@@ -260,6 +260,7 @@ fn a_unit_that_is_spoilt_meanwhile() {
     for ((spoil, mend), why) in [
         (bad("[Service]\\nExecStart=\\n"), drop_in),
         (bad("[Unit]\\nRefuseManualStart=yes\\n"), "by hand"),
+        (bad("[Unit]\\nRequires=nix.service\\n"), "requires nix.service"),
         (("systemctl mask ssh".into(), "systemctl unmask ssh".into()), "systemctl unmask"),
         ((format!("touch {kept}"), format!("rm {kept}")), kept),
     ] {

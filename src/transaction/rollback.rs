@@ -411,7 +411,7 @@ impl Way<'_, '_> {
         let why = match &now.effective {
             Verdict::Invalid(said) => Some(format!("sshd refuses its configuration: {said}")),
             _ if now.not_to_be_run => Some(format!("{NOT_TO_BE_RUN} exists: remove it")),
-            _ => owners.filter_map(cannot_start).next(),
+            _ => owners.filter_map(|unit| cannot_start(self.run.machine, unit)).next(),
         };
         let is_refused = why.is_some();
         self.failures.extend(why);
@@ -528,8 +528,10 @@ impl Way<'_, '_> {
 }
 
 /// Why systemd will not start a unit that somebody has changed meanwhile, and what helps.
-fn cannot_start(unit: &Unit) -> Option<String> {
+fn cannot_start(machine: &dyn Machine, unit: &Unit) -> Option<String> {
     let name = &unit.name;
+    let is_lost =
+        |name: &&String| machine.unit(name).is_ok_and(|unit| !unit.exists() || unit.is_masked());
     if unit.is_masked() {
         Some(format!("{name} is masked: systemctl unmask {name}"))
     } else if unit.is_broken() {
@@ -539,7 +541,8 @@ fn cannot_start(unit: &Unit) -> Option<String> {
             "{name} may not be started by hand (RefuseManualStart=): systemctl cat {name}"
         ))
     } else {
-        None
+        let lost = unit.requires.iter().find(is_lost)?;
+        Some(format!("{name} requires {lost}, which is masked or missing"))
     }
 }
 
