@@ -1,260 +1,23 @@
-//! The way back: from a journal to the state before, and the proof of it.
-//!
-//! It goes by state, not by inverse of each step: stop what was started, put every path back, make
-//! systemd read it, start what ran. So it can be begun again from any point, any number of times.
-//! Meanwhile the bridges listen: the rescue on the old port until its owner comes back, the trial
-//! on the new one while the rescue makes room for it.
+//! The way back as it is gone: on past failures, which are kept.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use super::comeback::{Back, RESTART};
-use super::journal::Record;
-use super::machine::{JOB, LISTENERS, Machine};
-use super::run::Run;
-use super::steps::forgive;
-use super::{Outcome, along, bridge, comeback, guard, run};
+use super::undo::{Undo, is_edited, put_back};
 use crate::error::Error;
-use crate::observe::{Listener, NOT_TO_BE_RUN, Observed, Owner, Verdict};
+use crate::observe::{NOT_TO_BE_RUN, Observed, Owner, Verdict};
 use crate::plan::{self, Bridge, Op, Role, held};
 use crate::sys::fault::point;
 use crate::sys::units::Unit;
-use crate::sys::{Files, Image, Result};
+use crate::sys::{Image, Result};
+use crate::transaction::comeback::{self, Back};
+use crate::transaction::machine::{JOB, Machine};
+use crate::transaction::run::Run;
+use crate::transaction::steps::forgive;
+use crate::transaction::{along, bridge};
 
-/// What has to be undone, worked out from the records alone. Pure.
-#[derive(Debug, Default, PartialEq)]
-struct Undo {
-    /// Some unit was stopped, started or restarted.
-    units: bool,
-    /// Some unit file or link may have changed.
-    unit_files: bool,
-    /// A process was ended that cannot be brought back.
-    ended: bool,
-    /// Paths and what was there, in the order in which to put them back.
-    paths: Vec<(PathBuf, Image)>,
-    /// What was written to each path.
-    written: BTreeMap<PathBuf, Vec<Image>>,
-}
-
-/// What a transaction found at the paths that it changed, and what it wrote there.
-pub fn changed(records: &[Record]) -> (Vec<(PathBuf, Image)>, BTreeMap<PathBuf, Image>) {
-    let undo = undo(records);
-    let last =
-        |(path, images): (PathBuf, Vec<Image>)| Some((path, images.into_iter().next_back()?));
-    (undo.paths, undo.written.into_iter().filter_map(last).collect())
-}
-
-/// Every step that was begun, or may have been, with what was at its paths.
-fn begun(records: &[Record]) -> Vec<(Op, Vec<(PathBuf, Image)>)> {
-    let begun = records.iter().filter_map(|record| match record {
-        Record::Step { op, before, .. } => Some((op.clone(), before.clone())),
-        _ => None,
-    });
-    let lost = if records.contains(&Record::Damaged) { run::planned(records) } else { Vec::new() };
-    begun.chain(lost).collect()
-}
-
-/// The units whose start at boot a transaction has changed.
-pub(super) fn enabled_or_disabled(records: &[Record]) -> BTreeSet<String> {
-    let unit = |(op, _)| match op {
-        Op::Enable(unit) | Op::Disable(unit) | Op::Unmask(unit) => Some(unit),
-        _ => None,
-    };
-    begun(records).into_iter().filter_map(unit).collect()
-}
-
-fn undo(records: &[Record]) -> Undo {
-    let mut undo = Undo::default();
-    let begun = begun(records);
-    let mut seen = BTreeSet::new();
-    let mut folders = Vec::new();
-    let mut others = Vec::new();
-    for (op, before) in &begun {
-        undo.units |= op.runs_unit().is_some();
-        if let Op::Put { path, image } = op {
-            undo.written.entry(path.clone()).or_default().push(image.clone());
-        }
-        undo.ended |= matches!(op, Op::End(_));
-        undo.unit_files |= matches!(op, Op::Enable(_) | Op::Disable(_) | Op::Unmask(_));
-        for (path, image) in before {
-            undo.unit_files |= path.starts_with("/etc/systemd");
-            // The first image of a path is the state from before.
-            if seen.insert(path.clone()) {
-                match image {
-                    Image::Directory { .. } => folders.push((path.clone(), image.clone())),
-                    _ => others.push((path.clone(), image.clone())),
-                }
-            }
-        }
-    }
-    // A boot began with units as the files were then; one that somebody had started by hand does not run.
-    let rebooted = run::boots(records) > 1;
-    undo.units |= rebooted;
-    undo.unit_files |= rebooted && !seen.is_empty();
-    // Folders that were there come first; what was not there goes last, deepest path first.
-    others.sort_by_key(|(path, image)| {
-        (*image == Image::Absent, std::cmp::Reverse(path.components().count()))
-    });
-    undo.paths = folders.into_iter().chain(others).collect();
-    undo
-}
-
-/// Puts every path back that nobody else has changed meanwhile.
-pub(super) fn files(run: &Run) -> Result<()> {
-    let undo = undo(run.records());
-    for (number, (path, image)) in undo.paths.iter().enumerate() {
-        point(format_args!("recovery.path-{}", number + 1))?;
-        if !is_edited(run.machine.files(), path, image, undo.written.get(path)) {
-            put_back(run.machine.files(), path, image)?;
-        }
-    }
-    Ok(())
-}
-
-/// Takes a transaction back and proves it.
-pub(super) fn run(run: &mut Run, cause: &str) -> Outcome {
-    // A journal on a full disk must not stop the way back.
-    if !run.has(|record| matches!(record, Record::Rollback { .. })) {
-        run.record_if_possible(Record::Rollback { cause: cause.to_owned() });
-    }
-    run.note(&format!("taking everything back: {cause}"));
-    let undo = undo(run.records());
-    let mut way = Way { run, failures: Vec::new(), kept: BTreeSet::new() };
-    way.restore(&undo);
-    let (failures, kept) = (way.failures, way.kept);
-    let left = left(run, &undo, kept, failures);
-    if left.is_empty() {
-        match guard::close(run, "rolled-back", Some(cause)) {
-            Ok(()) => return Outcome::RolledBack { cause: cause.to_owned() },
-            Err(error) => return stuck(run, cause, vec![error.to_string()]),
-        }
-    }
-    stuck(run, cause, left)
-}
-
-/// What is not as it was; edits that somebody else made meanwhile are theirs, and are only told.
-fn left(
-    run: &mut Run,
-    undo: &Undo,
-    mut kept: BTreeSet<PathBuf>,
-    mut failures: Vec<String>,
-) -> Vec<String> {
-    let ours: BTreeSet<&PathBuf> = undo.paths.iter().map(|(path, _)| path).collect();
-    // (A model of a host changes by what is done to it alone.)
-    let deadline = Instant::now() + if cfg!(test) { Duration::ZERO } else { RESTART };
-    let (strangers, moved) = loop {
-        let mut now = match settled(run) {
-            Ok(now) => now,
-            Err(error) => {
-                failures.push(error.to_string());
-                return failures;
-            }
-        };
-        kept.extend(run.before.edited(&now).into_iter().filter(|path| !ours.contains(path)));
-        let (strangers, rest): (Vec<_>, _) =
-            now.listeners.drain(..).partition(|at| is_strange(&run.before, at));
-        now.listeners = rest;
-        let mut moved = run.before.differences_beside(&now, undo.ended, &kept);
-        let leaving = [&now.socket, &now.service].into_iter().filter(|unit| unit.job == "stop");
-        moved.extend(leaving.map(|unit| format!("{} is {}", unit.name, unit.doing())));
-        // A unit that somebody restarts rests for a moment.
-        if moved.is_empty() || Instant::now() >= deadline {
-            break (strangers, moved);
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    };
-    for path in &kept {
-        run.note(&format!("somebody else changed {}; their edit stays", path.display()));
-    }
-    for stranger in strangers {
-        let Listener { owner, address, port, .. } = stranger;
-        let at = SocketAddr::new(address, port);
-        run.note(&format!("{owner} listens for SSH on {at}; it is somebody's own, and stays"));
-    }
-    if moved.is_empty() {
-        // What failed on the way did not matter.
-        return Vec::new();
-    }
-    failures.extend(moved);
-    failures
-}
-
-/// Whether somebody has started an sshd of their own meanwhile, where none was before.
-fn is_strange(before: &Observed, listener: &Listener) -> bool {
-    let (service, socket) = (&before.service.name, &before.socket.name);
-    let own = match &listener.owner {
-        Owner::Unit(unit) => unit == service || unit == socket,
-        Owner::Process(process) => process.unit == *service || process.unit.starts_with("harden-"),
-        Owner::Unseen => true,
-    };
-    let was_served = |at: &SocketAddr| {
-        before.listeners.iter().any(|listener| listener.ssh && listener.serves().contains(at))
-    };
-    listener.ssh && !own && !listener.serves().iter().any(was_served)
-}
-
-/// The host when no unit of sshd's is on its way any more: somebody may restart it just now.
-fn settled(run: &Run) -> std::result::Result<Observed, Error> {
-    let deadline = Instant::now() + LISTENERS;
-    loop {
-        let now = run.machine.observe()?;
-        let before = |unit: &Unit| {
-            [&run.before.socket, &run.before.service]
-                .into_iter()
-                .any(|was| was.name == unit.name && was.active == unit.active)
-        };
-        let moving = [&now.socket, &now.service]
-            .into_iter()
-            .any(|unit| !unit.job.is_empty() || (unit.is_on_its_way() && !before(unit)));
-        if !moving || Instant::now() > deadline {
-            return Ok(now);
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// The journal is gone, and with it what there was before. What listens goes on listening unless
-/// a unit of sshd's takes its place: one that is enabled, or else ssh.service.
-pub(super) fn without_a_journal(machine: &dyn Machine, id: &str) {
-    if let Err(error) = start_what_is_enabled(machine, id) {
-        tracing::error!(%error, "what listens stays");
-        return;
-    }
-    guard::stand_down(machine, id, &[]);
-}
-
-fn start_what_is_enabled(machine: &dyn Machine, id: &str) -> std::result::Result<(), Error> {
-    let now = machine.observe()?;
-    let units = [&now.socket, &now.service];
-    if units.into_iter().any(Unit::is_active) {
-        return Ok(());
-    }
-    let owner = units.into_iter().find(|unit| unit.is_enabled()).unwrap_or(&now.service);
-    for role in [Role::Trial, Role::Rescue] {
-        machine.silence(&bridge::unit(id, role))?;
-    }
-    machine.silence(&bridge::keeper(id))?;
-    Ok(machine.job("StartUnit", &owner.name, JOB)?)
-}
-
-/// Nothing can be promised any more but a way in: the rescue listens wherever the old listeners
-/// should and do not.
-fn stuck(run: &mut Run, cause: &str, left: Vec<String>) -> Outcome {
-    if let Err(error) = listen_where_nobody_does(run) {
-        tracing::error!(%error, "no rescue listener");
-    }
-    tracing::error!("transaction {} could not be taken back: {}", run.id, left.join("; "));
-    tracing::error!(
-        "keep your session open; see `systemctl status ssh.service ssh.socket`, then run `harden \
-         rollback`"
-    );
-    run.record_if_possible(Record::Stuck { cause: cause.to_owned(), left: left.clone() });
-    Outcome::NeedsOperator { cause: cause.to_owned(), left }
-}
-
-fn listen_where_nobody_does(run: &mut Run) -> std::result::Result<(), Error> {
+pub(super) fn listen_where_nobody_does(run: &mut Run) -> std::result::Result<(), Error> {
     let now = held_for_good(&run.machine.observe()?);
     let endpoints: Vec<_> = held(&run.before).into_iter().filter(|at| !now.contains(at)).collect();
     if !endpoints.is_empty() {
@@ -279,13 +42,23 @@ fn held_for_good(now: &Observed) -> Vec<SocketAddr> {
 }
 
 /// The way back as it is gone: on past failures, which are kept.
-struct Way<'r, 'm> {
+pub(super) struct Way<'r, 'm> {
     run: &'r mut Run<'m>,
     failures: Vec<String>,
     kept: BTreeSet<PathBuf>,
 }
 
-impl Way<'_, '_> {
+impl<'r, 'm> Way<'r, 'm> {
+    pub(super) fn new(run: &'r mut Run<'m>) -> Self {
+        Self { run, failures: Vec::new(), kept: BTreeSet::new() }
+    }
+
+    /// Goes it to the end. Returns what failed on it, and the paths that somebody else has edited.
+    pub(super) fn go(mut self, undo: &Undo) -> (Vec<String>, BTreeSet<PathBuf>) {
+        self.restore(undo);
+        (self.failures, self.kept)
+    }
+
     fn attempt(&mut self, result: Result<()>) {
         if let Err(error) = result {
             tracing::warn!(%error, "during the rollback");
@@ -544,26 +317,4 @@ fn cannot_start(machine: &dyn Machine, unit: &Unit) -> Option<String> {
         let lost = unit.requires.iter().find(is_lost)?;
         Some(format!("{name} requires {lost}, which is masked or missing"))
     }
-}
-
-/// Whether there is something at a path that is neither what was there nor what harden wrote.
-fn is_edited(files: &Files, path: &Path, image: &Image, written: Option<&Vec<Image>>) -> bool {
-    let (Some(written), Ok(now)) = (written, files.image(path)) else { return false };
-    !now.is_like(image) && !written.iter().any(|written| now.is_like(written))
-}
-
-/// Puts one path back. A folder that was absent goes only when it is empty again.
-pub(super) fn put_back(files: &Files, path: &Path, image: &Image) -> Result<()> {
-    files.clear_beside(path);
-    let now = files.image(path)?;
-    if now == *image {
-        return Ok(());
-    }
-    if *image == Image::Absent
-        && matches!(now, Image::Directory { .. })
-        && !files.list(path).is_empty()
-    {
-        return Ok(());
-    }
-    files.put(path, image)
 }
