@@ -5,7 +5,7 @@ use crate::gap::Watch;
 use crate::machine::{Machine, Suite};
 use crate::on_debian;
 use crate::operator::socket_system;
-use crate::state::{Want, assert_closed, assert_over, assert_state, wait_until_idle};
+use crate::state::{Want, assert_closed, assert_over, assert_state, unchanged, wait_until_idle};
 
 on_debian!(the_last_way_in_outlasts_what_people_try, who_restarts_sshd_meanwhile_does_no_harm);
 
@@ -260,7 +260,7 @@ fn a_unit_that_is_spoilt_meanwhile() {
     for ((spoil, mend), why) in [
         (bad("[Service]\\nExecStart=\\n"), drop_in),
         (bad("[Unit]\\nRefuseManualStart=yes\\n"), "by hand"),
-        (bad("[Unit]\\nRequires=nix.service\\n"), "requires nix.service"),
+        (bad("[Unit]\\nRequires=nix.service\\n"), "needs nix.service"),
         (("systemctl mask ssh".into(), "systemctl unmask ssh".into()), "systemctl unmask"),
         ((format!("touch {kept}"), format!("rm {kept}")), kept),
     ] {
@@ -283,6 +283,102 @@ fn a_unit_that_is_spoilt_meanwhile() {
         assert_closed(&machine);
         assert_over(&mut machine, &Want::service(22));
     }
+}
+
+/// The service that the old socket starts is masked meanwhile: each try leaves the rescue where it is.
+#[test]
+fn the_service_behind_the_socket_is_masked_meanwhile() {
+    let mut machine = socket_system(Suite::Trixie);
+    machine.sh("systemctl stop ssh.service");
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("8s");
+    machine.sh("systemctl mask ssh.service");
+    assert_eq!(machine.background_end(), 5);
+    let said = machine.root().read("/root/apply.log");
+    assert!(said.contains("ssh.socket needs ssh.service, which is masked"), "{said}");
+    assert!(!said.contains("the link"), "{said}");
+    let rescued = rescue(&machine);
+    machine.exec("harden rollback -y").code(5);
+    assert_eq!(rescue(&machine), rescued, "the rescue went and came");
+    lets_in(&machine, "after another try");
+    // As an editor would mend it: systemd has not read it.
+    machine.sh("rm /etc/systemd/system/ssh.service");
+    machine.exec("harden rollback -y").code(0);
+    assert_over(&mut machine, &Want::socket(22));
+}
+
+/// Links and folders of others come and go: that keeps no change open.
+#[test]
+fn folders_of_links_come_and_go() {
+    for meanwhile in [
+        "mkdir /etc/systemd/system/foo.target.wants; ln -s /dev/null /etc/systemd/system/foo.target.wants/x.service",
+        "systemctl disable ssh.socket",
+    ] {
+        let machine = socket_system(Suite::Trixie);
+        machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+        machine.apply_in_background("300s");
+        machine.sh(meanwhile);
+        machine.exec("harden rollback -y").code(0);
+        assert_eq!(machine.background_end(), 4);
+        assert_closed(&machine);
+        lets_in(&machine, "under the old port");
+    }
+}
+
+/// Unit files that somebody has made where harden has made links stay, on the way back and by an undo.
+#[test]
+fn unit_files_of_others_stay() {
+    let own = "/etc/systemd/system/ssh.service";
+    let make = format!("cp /usr/lib/systemd/system/ssh.service {own}; systemctl daemon-reload");
+    let kept = "/etc/ssh/sshd_not_to_be_run";
+    let machine = socket_system(Suite::Trixie);
+    machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+    machine.start_apply("--confirm probe");
+    machine.wait_for("its file", "test -e /etc/ssh/sshd_config.d/00-harden.conf");
+    machine.sh(&format!("touch {kept}"));
+    assert_eq!(machine.background_end(), 5);
+    machine.sh(&format!("{make}; rm {kept}"));
+    let undone = machine.exec("harden rollback -y").code(0);
+    assert!(undone.stderr.contains(own), "{undone:?}");
+    assert!(machine.root().exists(own), "it is gone");
+    lets_in(&machine, "with a unit file of one's own");
+
+    let machine = socket_system(Suite::Trixie);
+    machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+    machine.apply().code(0);
+    machine.sh(&make);
+    let refused = machine.exec("harden rollback -y").code(1);
+    assert!(refused.stderr.contains(own), "{refused:?}");
+    assert!(machine.root().exists(own), "it is gone");
+}
+
+/// An earlier change is not undone where sshd could not be started again.
+#[test]
+fn what_could_not_start_again_is_not_stopped() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.spec("version: 1\nssh: {port: 2222}\n");
+    machine.apply().code(0);
+    let drop_in = "/run/systemd/system/ssh.service.d/x.conf";
+    let line = |line: &str| {
+        format!(
+            "mkdir -p $(dirname {drop_in}); printf '[Unit]\\n{line}\\n' > {drop_in}; systemctl daemon-reload"
+        )
+    };
+    let away = format!("rm {drop_in}; systemctl daemon-reload");
+    let kept = "/etc/ssh/sshd_not_to_be_run";
+    for (spoil, mend) in [
+        ("systemctl mask ssh".to_owned(), "systemctl unmask ssh".to_owned()),
+        ("systemctl mask --runtime ssh".into(), "systemctl unmask --runtime ssh".into()),
+        (format!("touch {kept}"), format!("rm {kept}")),
+        (line("RefuseManualStart=yes"), away.clone()),
+        (line("RefuseManualStop=yes"), away),
+    ] {
+        machine.sh(&spoil);
+        unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+        machine.sh(&mend);
+    }
+    machine.exec("harden rollback -y").code(0);
+    assert_state(&machine, &Want::service(22));
 }
 
 /// ssh.service goes on with the listener of a socket that somebody stops or restarts meanwhile.

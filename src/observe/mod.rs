@@ -230,8 +230,9 @@ impl Observed {
             }
         }));
         let links = |of: &Self| {
+            // Which paths are looked at depends on folders that come and go.
             let mut links = of.links.clone();
-            links.retain(|path, _| !known.contains(path));
+            links.retain(|path, target| target.is_some() && !known.contains(path));
             links
         };
         moved.extend(compare(&links(self), &links(now), |path, _, _| {

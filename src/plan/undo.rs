@@ -14,6 +14,7 @@ use crate::observe::{Observed, UNIT_FOLDER};
 use crate::sshd::{ConfigFile, ConfigTree};
 use crate::sys::Image;
 use crate::sys::files::Meta;
+use crate::sys::units::Unit;
 
 /// What an earlier transaction found, and what it wrote.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +42,6 @@ pub fn undo(
     present: &BTreeMap<PathBuf, Image>,
 ) -> Result<Plan, Refusal> {
     concern::units::refuse_unread(observed)?;
-    concern::units::refuse_broken(observed)?;
     let at = |path: &Path| present.get(path).unwrap_or(&Image::Absent);
     // What was for that boot alone is gone, or does no harm.
     let lasts = |path: &Path| !path.starts_with("/run");
@@ -54,7 +54,8 @@ pub fn undo(
             ));
         }
     }
-    refuse_masked_since(earlier, at)?;
+    refuse_units_since(earlier, at)?;
+    concern::units::refuse_blocked(observed)?;
     let changed: Vec<&(PathBuf, Image)> = earlier
         .images
         .iter()
@@ -77,6 +78,7 @@ pub fn undo(
     let mut settle = super::file_steps(observed, sparing.as_slice());
     settle.extend(units.iter().map(put));
     let transition = transition(earlier, observed, settle, &why)?;
+    concern::units::refuse_refusing(observed, transition.steps())?;
     let unit_texts = texts(&units, "units").into_iter().chain(sparing).collect();
     let transition = Transition { files: unit_texts, ..transition };
     let expect = expectation(earlier.before, &transition);
@@ -89,20 +91,26 @@ pub fn undo(
     Ok(Plan { changes, warnings: Vec::new(), trial, steps, expect, candidate, options })
 }
 
-/// Who has masked a unit does not want it to start, and no transaction masks one.
-fn refuse_masked_since<'i>(
+/// A unit file or a mask where the transaction has made links alone is somebody's, and stays theirs.
+fn refuse_units_since<'i>(
     earlier: Earlier,
     at: impl Fn(&Path) -> &'i Image,
 ) -> Result<(), Refusal> {
-    let is_mask = |image: &Image| matches!(image, Image::Symlink { target } if target == Path::new("/dev/null"));
-    let since = |(path, image): &&(PathBuf, Image)| is_mask(at(path)) && !is_mask(image);
-    let Some((path, _)) = earlier.images.iter().find(since) else { return Ok(()) };
+    let links = earlier.images.iter().filter(|(path, _)| !earlier.written.contains_key(path));
+    let is_new = |(path, image): &&(PathBuf, Image)| {
+        at(path).is_unit_file_or_mask() && !at(path).is_like(image)
+    };
+    let Some((path, _)) = links.into_iter().find(is_new) else { return Ok(()) };
     let unit = path.file_name().unwrap_or_default().to_string_lossy();
-    Err(Refusal::new(
-        "edited-since",
-        format!("{unit} was masked after transaction {}", earlier.id),
-        format!("systemctl unmask {unit}, if it shall start again, and then `harden rollback`"),
-    ))
+    let (what, hint) = if at(path).is_mask() {
+        let hint = "if it shall start again, and then `harden rollback`";
+        (format!("{unit} was masked"), format!("systemctl unmask {unit}, {hint}"))
+    } else {
+        let hint = "move it away, or keep it, and undo the rest by hand".to_owned();
+        (format!("{} was made", path.display()), hint)
+    };
+    let message = format!("{what} after transaction {}", earlier.id);
+    Err(Refusal::new("edited-since", message, hint))
 }
 
 fn file(
@@ -150,6 +158,20 @@ fn transition(
             "going back there would lock you out; apply a spec that says what you want",
         ));
     };
+    // Neither image nor step takes that away, and a socket does not start without its service.
+    let needed = [&observed.socket, &observed.service].into_iter();
+    let mut needed =
+        needed.filter(|unit| unit.name == owner.name || unit.name == before.service.name);
+    let stays = |unit: &&Unit| {
+        unit.is_masked() && !earlier.images.iter().any(|(path, _)| path.ends_with(&unit.name))
+    };
+    if let Some(unit) = needed.find(stays) {
+        return Err(Refusal::new(
+            "masked",
+            format!("{} is masked, and would not start", unit.name),
+            format!("systemctl unmask {}, and roll back again", unit.name),
+        ));
+    }
     let step = |op| Step { op, why: why.to_owned() };
     let release = observed.to_release().into_iter();
     let release = release.map(|unit| step(Op::Stop(unit.name.clone())));

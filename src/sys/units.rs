@@ -42,6 +42,8 @@ pub struct Unit {
     pub conflicts: Vec<String>,
     /// Nobody may start or stop it by hand (`RefuseManualStart=`, `RefuseManualStop=`).
     pub refuses: bool,
+    /// Nobody may start it by hand.
+    pub refuses_start: bool,
     /// Units that this one starts (`Service=` of a socket).
     pub triggers: Vec<String>,
     /// Conditions and assertions that did not hold at the last start (`ConditionPathExists=!/x`).
@@ -107,6 +109,7 @@ impl Unit {
             ]),
             conflicts: named(&["Conflicts", "ConflictedBy"]),
             refuses: boolean(all, "RefuseManualStart") || boolean(all, "RefuseManualStop"),
+            refuses_start: boolean(all, "RefuseManualStart"),
             triggers: strings(all, "Triggers"),
             unmet: ["Condition", "Assert"].iter().flat_map(|kind| unmet(all, kind)).collect(),
             families: families(all).unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! Beginning a transaction, and handing it to the worker.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::guard::{self, worker_unit};
@@ -39,7 +39,7 @@ pub fn begin(
         before: Box::new(observed.clone()),
         terms: Some(Box::new(terms)),
     };
-    refuse_open_state(machine)?;
+    refuse_open_state(machine, "")?;
     refuse_volatile_state(machine)?;
     let journal = Journal::create(machine.files(), &begin)?;
     let id = journal.id().to_owned();
@@ -56,12 +56,16 @@ pub fn begin(
     Ok(id)
 }
 
-/// What is in the folder runs as root: nobody else may write there, nor to what is in it.
-fn refuse_open_state(machine: &RealMachine) -> Result<(), Refusal> {
+/// What is in the folder runs as root: nobody else may write there, nor to what is in it of a transaction
+/// (or of any, where its id is empty).
+fn refuse_open_state(machine: &RealMachine, id: &str) -> Result<(), Refusal> {
     let (files, state) = (machine.files(), Path::new(STATE));
     let Some(folder) = files.metadata(state) else { return Ok(()) };
-    let within =
-        files.list(state).into_iter().filter_map(|path| Some((files.own_metadata(&path)?, path)));
+    let is_its = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(id))
+    };
+    let within = files.list(state).into_iter().filter(is_its);
+    let within = within.filter_map(|path| Some((files.own_metadata(&path)?, path)));
     let hint = "it runs as root: see who has put it there, and remove it or give it to root alone";
     let all = [(folder, state.to_owned())].into_iter().chain(within);
     for (meta, path) in all {
@@ -141,7 +145,7 @@ pub fn see_through(machine: &RealMachine, id: &str) -> Result<(), Error> {
 }
 
 fn go_on(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> {
-    refuse_open_state(machine)?;
+    refuse_open_state(machine, id)?;
     let records = journal::read(machine.files(), id)?;
     if !journal::is_open(&records) {
         return Ok(());

@@ -49,7 +49,7 @@ pub(crate) fn refuse_broken(observed: &Observed) -> Result<(), Refusal> {
     Ok(())
 }
 
-pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
+pub(crate) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
     let (service, socket) = (&observed.service, &observed.socket);
     refuse_broken(observed)?;
     if let Some(unit) = [service, socket].into_iter().find(|unit| unit.file == "masked-runtime") {
@@ -81,7 +81,7 @@ pub(super) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
 }
 
 /// What only systemd itself may start or stop cannot be brought back either.
-pub(super) fn refuse_refusing<'s>(
+pub(crate) fn refuse_refusing<'s>(
     observed: &Observed,
     steps: impl Iterator<Item = &'s Step>,
 ) -> Result<(), Refusal> {

@@ -8,7 +8,7 @@
 mod conflicts;
 mod drop_ins;
 
-pub(crate) use conflicts::{refuse_broken, refuse_unread};
+pub(crate) use conflicts::{refuse_blocked, refuse_refusing, refuse_unread};
 pub(crate) use drop_ins::sparing_sessions;
 
 use std::collections::BTreeSet;

@@ -106,8 +106,13 @@ pub(super) fn is_edited(
     image: &Image,
     written: Option<&Vec<Image>>,
 ) -> bool {
-    let (Some(written), Ok(now)) = (written, files.image(path)) else { return false };
-    !now.is_like(image) && !written.iter().any(|written| now.is_like(written))
+    let Ok(now) = files.image(path) else { return false };
+    let is_ours = match written {
+        Some(written) => written.iter().any(|written| now.is_like(written)),
+        // To enable and disable makes links, and takes them away.
+        None => !now.is_unit_file_or_mask(),
+    };
+    !now.is_like(image) && !is_ours
 }
 
 /// Puts one path back. A folder that was absent goes only when it is empty again.

@@ -178,17 +178,31 @@ impl<'r, 'm> Way<'r, 'm> {
     /// Somebody has edited files of sshd's or its unit's meanwhile so that it does not start any more.
     fn is_refused(&mut self) -> bool {
         let Ok(now) = self.run.machine.observe() else { return false };
-        let owners =
-            [(&self.run.before.socket, &now.socket), (&self.run.before.service, &now.service)];
-        let owners = owners.into_iter().filter(|(was, _)| was.is_active()).map(|(_, is)| is);
-        let why = match &now.effective {
-            Verdict::Invalid(said) => Some(format!("sshd refuses its configuration: {said}")),
-            _ if now.not_to_be_run => Some(format!("{NOT_TO_BE_RUN} exists: remove it")),
-            _ => owners.filter_map(|unit| cannot_start(self.run.machine, unit)).next(),
-        };
+        let mut why = self.refusal(&now);
+        // Mended, and systemd has not read it yet.
+        if why.is_some() && (now.socket.needs_reload || now.service.needs_reload) {
+            let reloaded = self.run.machine.reload();
+            self.attempt(reloaded);
+            why = self.run.machine.observe().ok().and_then(|now| self.refusal(&now));
+        }
         let is_refused = why.is_some();
         self.failures.extend(why);
         is_refused
+    }
+
+    fn refusal(&self, now: &Observed) -> Option<String> {
+        let before = &self.run.before;
+        let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
+        let mut owners = owners.into_iter().filter(|(was, _)| was.is_active()).map(|(_, is)| is);
+        match &now.effective {
+            Verdict::Invalid(said) => Some(format!("sshd refuses its configuration: {said}")),
+            _ if now.not_to_be_run => Some(format!("{NOT_TO_BE_RUN} exists: remove it")),
+            _ => owners.find_map(|unit| {
+                // Its socket starts it, and nobody by hand.
+                let on_demand = before.socket.is_active() && unit.name == before.service.name;
+                cannot_start(self.run.machine, unit, on_demand)
+            }),
+        }
     }
 
     /// The old owners have never let go; or, after a reboot, the old state is back already.
@@ -301,20 +315,29 @@ impl<'r, 'm> Way<'r, 'm> {
 }
 
 /// Why systemd will not start a unit that somebody has changed meanwhile, and what helps.
-fn cannot_start(machine: &dyn Machine, unit: &Unit) -> Option<String> {
+fn cannot_start(machine: &dyn Machine, unit: &Unit, on_demand: bool) -> Option<String> {
     let name = &unit.name;
-    let is_lost =
-        |name: &&String| machine.unit(name).is_ok_and(|unit| !unit.exists() || unit.is_masked());
+    let lost = |needed: &String| {
+        let unit = machine.unit(needed).ok()?;
+        let why = if unit.is_masked() {
+            format!("is masked: systemctl unmask {needed}")
+        } else if !unit.exists() {
+            "is missing".to_owned()
+        } else {
+            return None;
+        };
+        Some(format!("{name} needs {needed}, which {why}"))
+    };
     if unit.is_masked() {
         Some(format!("{name} is masked: systemctl unmask {name}"))
     } else if unit.is_broken() {
         Some(format!("systemd cannot read {name} ({}): see systemctl status {name}", unit.load))
-    } else if unit.refuses {
+    } else if unit.refuses_start && !on_demand {
         Some(format!(
             "{name} may not be started by hand (RefuseManualStart=): systemctl cat {name}"
         ))
     } else {
-        let lost = unit.requires.iter().find(is_lost)?;
-        Some(format!("{name} requires {lost}, which is masked or missing"))
+        // A socket does not start without the service that it starts.
+        unit.requires.iter().chain(&unit.triggers).find_map(lost)
     }
 }
