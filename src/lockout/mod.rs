@@ -435,10 +435,9 @@ fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<R
         return None;
     }
     Some(Risk {
-        message:
-            "passwords would not be taken any more, and nobody who can become root (by sudo, not \
-                  by a password of root's) has a key here that would be"
-                .to_owned(),
+        message: "passwords would not be taken any more, and nobody who can become root has a key \
+                  here that would be (who only knows root's password does not count)"
+            .to_owned(),
         fix: "put a key of root's, or of somebody who may run sudo, on the host first: \
               ssh-copy-id USER@HOST"
             .to_owned(),
