@@ -523,6 +523,20 @@ fn the_socket_alone_knows_the_port() {
     assert!(machine.sh("ss -Hltn").contains(":22 "), "it listens elsewhere");
 }
 
+/// A socket with `Accept=yes` needs no ssh.service: masked it is well, and no obstacle to an undo.
+#[test]
+fn a_socket_that_accepts_needs_no_service() {
+    let machine = socket_system(Suite::Bullseye);
+    machine.sh("systemctl mask ssh.service");
+    is_healthy(&machine);
+    machine.spec("version: 1\nssh: {port: 2222}\n");
+    machine.apply().code(0);
+    is_healthy(&machine);
+    machine.exec("harden rollback -y").code(0);
+    is_healthy(&machine);
+    assert_eq!(machine.ssh(22, "echo in").stdout, "in\n");
+}
+
 /// A spec has each of its ports on each of its addresses: none is proposed that would open more.
 #[test]
 fn a_remedy_opens_nothing_more() {

@@ -346,10 +346,36 @@ fn unit_files_of_others_stay() {
     let machine = socket_system(Suite::Trixie);
     machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
     machine.apply().code(0);
-    machine.sh(&make);
-    let refused = machine.exec("harden rollback -y").code(1);
-    assert!(refused.stderr.contains(own), "{refused:?}");
-    assert!(machine.root().exists(own), "it is gone");
+    let link = format!(
+        "cp /usr/lib/systemd/system/ssh.service .; ln -sf /root/ssh.service {own}; systemctl daemon-reload"
+    );
+    for make in [&make, &link] {
+        machine.sh(make);
+        let refused = machine.exec("harden rollback -y").code(1);
+        assert!(refused.stderr.contains(own), "{refused:?}");
+        assert!(machine.root().exists(own), "it is gone");
+        machine.sh(&format!("rm {own}"));
+    }
+}
+
+/// A unit file of one's own that has no `Alias=`: the link is there again, and the way back is over.
+#[test]
+fn a_unit_file_that_names_no_alias() {
+    let own = "/etc/systemd/system/ssh.service";
+    let kept = "/etc/ssh/sshd_not_to_be_run";
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec("version: 1\nssh: {port: 2222, socket: enabled}\n");
+    machine.start_apply("--confirm probe");
+    let drop_in = "test -e /etc/systemd/system/ssh.socket.d/zz-harden.conf";
+    machine.wait_for("its file", drop_in);
+    machine.sh(&format!("touch {kept}"));
+    assert_eq!(machine.background_end(), 5);
+    machine.sh(&format!(
+        "grep -v Alias= /usr/lib/systemd/system/ssh.service > {own}; systemctl daemon-reload; rm {kept}"
+    ));
+    machine.exec("harden rollback -y").code(0);
+    assert_closed(&machine);
+    lets_in(&machine, "with a unit file of one's own");
 }
 
 /// An earlier change is not undone where sshd could not be started again.

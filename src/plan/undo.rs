@@ -14,7 +14,7 @@ use crate::observe::{Observed, UNIT_FOLDER};
 use crate::sshd::{ConfigFile, ConfigTree};
 use crate::sys::Image;
 use crate::sys::files::Meta;
-use crate::sys::units::Unit;
+use crate::sys::units::{Unit, is_made_by_hand};
 
 /// What an earlier transaction found, and what it wrote.
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +98,7 @@ fn refuse_units_since<'i>(
 ) -> Result<(), Refusal> {
     let links = earlier.images.iter().filter(|(path, _)| !earlier.written.contains_key(path));
     let is_new = |(path, image): &&(PathBuf, Image)| {
-        at(path).is_unit_file_or_mask() && !at(path).is_like(image)
+        is_made_by_hand(path, at(path)) && !at(path).is_like(image)
     };
     let Some((path, _)) = links.into_iter().find(is_new) else { return Ok(()) };
     let unit = path.file_name().unwrap_or_default().to_string_lossy();
@@ -107,7 +107,7 @@ fn refuse_units_since<'i>(
         (format!("{unit} was masked"), format!("systemctl unmask {unit}, {hint}"))
     } else {
         let hint = "move it away, or keep it, and undo the rest by hand".to_owned();
-        (format!("{} was made", path.display()), hint)
+        (format!("{} was made or changed", path.display()), hint)
     };
     let message = format!("{what} after transaction {}", earlier.id);
     Err(Refusal::new("edited-since", message, hint))
@@ -158,10 +158,10 @@ fn transition(
             "going back there would lock you out; apply a spec that says what you want",
         ));
     };
-    // Neither image nor step takes that away, and a socket does not start without its service.
+    // Neither image nor step takes that away, and a socket does not start without the service that it starts.
+    let triggered = |unit: &Unit| unit.name == before.service.name && !before.socket.accept;
     let needed = [&observed.socket, &observed.service].into_iter();
-    let mut needed =
-        needed.filter(|unit| unit.name == owner.name || unit.name == before.service.name);
+    let mut needed = needed.filter(|unit| unit.name == owner.name || triggered(unit));
     let stays = |unit: &&Unit| {
         unit.is_masked() && !earlier.images.iter().any(|(path, _)| path.ends_with(&unit.name))
     };

@@ -53,11 +53,6 @@ impl Image {
     pub fn is_mask(&self) -> bool {
         matches!(self, Self::Symlink { target } if target == Path::new("/dev/null"))
     }
-
-    /// Whether it is what to enable, disable or unmask a unit never makes.
-    pub fn is_unit_file_or_mask(&self) -> bool {
-        matches!(self, Self::File { .. }) || self.is_mask()
-    }
 }
 
 /// Owner, mode and extended attributes of a file.

@@ -1,12 +1,12 @@
 //! Units as systemd reports them, in harden's own words.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use zbus::{ObjectPath, OwnedVariant, Variant};
 
-use super::Result;
 use super::systemd::{Properties, Systemd};
+use super::{Image, Result};
 
 /// The state of one unit (org.freedesktop.systemd1(5), unit, service and socket properties).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,6 +210,19 @@ impl Unit {
         }
         let file = if self.is_masked() { "masked" } else { self.file.as_str() };
         format!("{}, {}", self.active, file)
+    }
+}
+
+/// Whether what is at the path of a unit or a link is what enabling, disabling and unmasking never make: a unit
+/// file, a mask, or a link in place of the unit file (systemctl(1), `link`).
+pub fn is_made_by_hand(path: &Path, image: &Image) -> bool {
+    match image {
+        Image::File { .. } => true,
+        Image::Symlink { target } => {
+            let of_wants = path.parent().and_then(Path::extension).is_some();
+            image.is_mask() || (!of_wants && target.file_name() == path.file_name())
+        }
+        _ => false,
     }
 }
 

@@ -188,7 +188,7 @@ fn forward_files(run: &mut Run) -> Result<(), SysError> {
         }
         match &step.op {
             Op::Put { path, image } => match steps::refuse_edited(run, path, image) {
-                Ok(()) => machine.files().put(path, image)?,
+                Ok(()) => rollback::put_back(machine.files(), path, image)?,
                 // Their edit stays; whether it fits is for the proof to say.
                 Err(error) => tracing::warn!(%error, "during recovery"),
             },

@@ -129,10 +129,12 @@ pub(in crate::doctor) fn blocked(sight: &Sight) -> Option<Finding> {
     }
     let evidence = states(sight);
     let name = &service.name;
-    if let Some(found) = masked(service, socket, &evidence) {
+    // What serves the connections of such a socket is another unit.
+    let is_needed = !(socket.is_active() && socket.accept);
+    if let Some(found) = masked(service, socket, &evidence).filter(|_| is_needed) {
         return Some(found);
     }
-    if service.is_broken() {
+    if service.is_broken() && is_needed {
         return Some(broken(service, evidence));
     }
     if let Some(found) = not_to_be_run(sight, &evidence) {

@@ -25,6 +25,7 @@ use super::{Outcome, bridge, guard};
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner};
 use crate::plan::Role;
+use crate::sys::Image;
 use crate::sys::units::Unit;
 
 /// Takes a transaction back and proves it.
@@ -64,6 +65,7 @@ fn left(
                 return failures;
             }
         };
+        look_at_links(run, &mut now);
         kept.extend(run.before.edited(&now).into_iter().filter(|path| !ours.contains(path)));
         let (strangers, rest): (Vec<_>, _) =
             now.listeners.drain(..).partition(|at| is_strange(&run.before, at));
@@ -91,6 +93,17 @@ fn left(
     }
     failures.extend(moved);
     failures
+}
+
+/// Which links are looked at depends on what the unit files say; those of before count in any case.
+fn look_at_links(run: &Run, now: &mut Observed) {
+    for path in run.before.links.keys() {
+        let there = || match run.machine.files().image(path) {
+            Ok(Image::Symlink { target }) => Some(target),
+            _ => None,
+        };
+        now.links.entry(path.clone()).or_insert_with(there);
+    }
 }
 
 /// Whether somebody has started an sshd of their own meanwhile, where none was before.

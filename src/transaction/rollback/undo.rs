@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::plan::Op;
 use crate::sys::fault::point;
+use crate::sys::units::is_made_by_hand;
 use crate::sys::{Files, Image, Result};
 use crate::transaction::journal::Record;
 use crate::transaction::run::{self, Run};
@@ -110,7 +111,7 @@ pub(super) fn is_edited(
     let is_ours = match written {
         Some(written) => written.iter().any(|written| now.is_like(written)),
         // To enable and disable makes links, and takes them away.
-        None => !now.is_unit_file_or_mask(),
+        None => !is_made_by_hand(path, &now),
     };
     !now.is_like(image) && !is_ours
 }

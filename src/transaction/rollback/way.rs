@@ -120,11 +120,11 @@ impl<'r, 'm> Way<'r, 'm> {
             self.attempt(reloaded);
         }
         self.pass(format_args!("rollback.reloaded"));
+        // Then nothing would listen until a start has failed.
+        let refused = units && self.is_refused();
         if !apart {
             self.drop_bridge(Role::Trial);
         }
-        // Then nothing would listen until a start has failed.
-        let refused = units && self.is_refused();
         if !refused {
             self.drop_bridge(Role::Rescue);
         }
