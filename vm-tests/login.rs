@@ -91,7 +91,8 @@ fn keys_that_others_can_write_do_not_count() {
     let machine = Machine::boot(Suite::Trixie, |root| {
         root.append("/etc/ssh/sshd_config", "StrictModes no\n");
     });
-    machine.sh("chmod 777 /root /home/deploy");
+    // (Sticky, since everybody could put another spec there otherwise.)
+    machine.sh("chmod 1777 /root /home/deploy");
     let back = apply(&machine, "{StrictModes: yes}").code(1);
     assert!(unwrapped(&back).contains("StrictModes: others can write /root"), "{back:?}");
     machine.sh("chmod 700 /root");
