@@ -224,7 +224,7 @@ mod cases {
             let mut before = Forwarding::through(&machine, 22, 9000);
             machine.exec("harden doctor").code(0);
             machine.spec(SAME_PORT);
-            machine.apply_in_background("4s");
+            machine.apply_in_background("12s");
             let mut during = Forwarding::through(&machine, 22, 9001);
             assert_eq!(machine.background_end(), 4, "{}", machine.root().read("/root/apply.log"));
             assert_closed(&machine);
