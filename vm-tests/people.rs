@@ -167,6 +167,35 @@ fn the_journal_is_deleted() {
     }
 }
 
+/// The same where sshd would not start: what listens goes on listening.
+#[test]
+fn the_journal_is_deleted_and_sshd_cannot_start() {
+    let machine = same_port(Suite::Trixie);
+    machine.apply_in_background("300s");
+    machine.sh("rm /var/lib/harden/*.journal; systemctl mask ssh.service");
+    machine.kill_worker();
+    std::thread::sleep(Duration::from_secs(10));
+    assert_eq!(machine.ssh(22, "echo in").stdout, "in\n");
+}
+
+/// A transaction that somebody else has put there is not gone on with: its program would run as root.
+#[test]
+fn what_others_have_put_there_is_not_run() {
+    let machine = socket_system(Suite::Trixie);
+    machine.apply().code(0);
+    let planted = "/var/lib/harden/20270101T000000.000Z-aaaaaa";
+    machine.sh(&format!(
+        "cd /var/lib/harden; head -3 *.journal > {planted}.journal; \
+         printf '#!/bin/sh\\ntouch /root/run\\n' > {planted}.harden; chmod 755 {planted}.harden; \
+         chown deploy {planted}.*"
+    ));
+    let refused = machine.exec("harden rollback -y").code(1);
+    assert!(refused.stderr.contains("belongs to another"), "{refused:?}");
+    assert!(!machine.root().exists("/root/run"), "it was run");
+    machine.sh(&format!("rm {planted}.*"));
+    machine.exec("harden rollback -y").code(0);
+}
+
 /// The disk spoils a record in the middle of the journal: what it was about is put back all the same.
 #[test]
 fn a_record_in_the_middle_is_spoilt() {

@@ -378,12 +378,13 @@ fn a_unit_file_that_names_no_alias() {
     lets_in(&machine, "with a unit file of one's own");
 }
 
-/// An earlier change is not undone where sshd could not be started again.
+/// Nothing is changed, and nothing undone, where sshd could not be started again.
 #[test]
 fn what_could_not_start_again_is_not_stopped() {
     let machine = Machine::boot(Suite::Bookworm, |_| {});
     machine.spec("version: 1\nssh: {port: 2222}\n");
     machine.apply().code(0);
+    machine.spec("version: 1\nssh: {port: 2222, settings: {MaxAuthTries: 3}}\n");
     let drop_in = "/run/systemd/system/ssh.service.d/x.conf";
     let line = |line: &str| {
         format!(
@@ -397,10 +398,12 @@ fn what_could_not_start_again_is_not_stopped() {
         ("systemctl mask --runtime ssh".into(), "systemctl unmask --runtime ssh".into()),
         (format!("touch {kept}"), format!("rm {kept}")),
         (line("RefuseManualStart=yes"), away.clone()),
-        (line("RefuseManualStop=yes"), away),
+        (line("RefuseManualStop=yes"), away.clone()),
+        (line("Requires=nix.service"), away),
     ] {
         machine.sh(&spoil);
         unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+        unchanged(&machine, || machine.apply().code(1));
         machine.sh(&mend);
     }
     machine.exec("harden rollback -y").code(0);

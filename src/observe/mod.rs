@@ -3,6 +3,7 @@
 
 mod ask;
 mod listeners;
+mod obstacles;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,6 +70,10 @@ pub struct Observed {
     /// Whether sshd's folder was there before sshd was asked, who has it made.
     #[serde(default)]
     pub had_run_folder: bool,
+    /// What the two units need to start (`Requires=` and its like, the service of a socket), and what is masked
+    /// or missing: the unit, and what it needs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_needs: Vec<(String, String)>,
     /// Files of other units in which it stands that they pull the socket in.
     pub pulled_in_by: Vec<PathBuf>,
     /// Text of the two units' own files and drop-ins.

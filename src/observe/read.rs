@@ -30,6 +30,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let unit_files = unit_files(files, [&service, &socket]);
     let dependents = dependents(systemd, [&service, &socket])?;
     let lingering = lingering(files, systemd, &socket)?;
+    let lost_needs = lost_needs(systemd, [&service, &socket])?;
     let pulled_in_by = pulled_in_by(files, systemd, &socket)?;
     // Options on sshd's command line are rare; where there are some, it is asked again.
     let effective = match command_line.settings().as_slice() {
@@ -61,6 +62,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         socket,
         dependents,
         lingering,
+        lost_needs,
         had_run_folder: had_folder,
         pulled_in_by,
         unit_files,
@@ -162,6 +164,20 @@ fn dependents(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<String>, Error
         }
     }
     Ok(dependents)
+}
+
+/// Without these a start fails (systemd.unit(5), `Requires=`; systemd.socket(5), `Service=`).
+fn lost_needs(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<(String, String)>, Error> {
+    let mut lost = Vec::new();
+    for unit in units {
+        for name in unit.requires.iter().chain(&unit.triggers) {
+            let needed = Unit::read(systemd, name)?;
+            if !needed.exists() || needed.is_masked() {
+                lost.push((unit.name.clone(), name.clone()));
+            }
+        }
+    }
+    Ok(lost)
 }
 
 /// Sessions of a socket with `Accept=yes`, which may outlive it, where no drop-in has them spare sshd's folder.

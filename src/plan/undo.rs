@@ -14,7 +14,7 @@ use crate::observe::{Observed, UNIT_FOLDER};
 use crate::sshd::{ConfigFile, ConfigTree};
 use crate::sys::Image;
 use crate::sys::files::Meta;
-use crate::sys::units::{Unit, is_made_by_hand};
+use crate::sys::units::is_made_by_hand;
 
 /// What an earlier transaction found, and what it wrote.
 #[derive(Debug, Clone, Copy)]
@@ -158,20 +158,6 @@ fn transition(
             "going back there would lock you out; apply a spec that says what you want",
         ));
     };
-    // Neither image nor step takes that away, and a socket does not start without the service that it starts.
-    let triggered = |unit: &Unit| unit.name == before.service.name && !before.socket.accept;
-    let needed = [&observed.socket, &observed.service].into_iter();
-    let mut needed = needed.filter(|unit| unit.name == owner.name || triggered(unit));
-    let stays = |unit: &&Unit| {
-        unit.is_masked() && !earlier.images.iter().any(|(path, _)| path.ends_with(&unit.name))
-    };
-    if let Some(unit) = needed.find(stays) {
-        return Err(Refusal::new(
-            "masked",
-            format!("{} is masked, and would not start", unit.name),
-            format!("systemctl unmask {}, and roll back again", unit.name),
-        ));
-    }
     let step = |op| Step { op, why: why.to_owned() };
     let release = observed.to_release().into_iter();
     let release = release.map(|unit| step(Op::Stop(unit.name.clone())));

@@ -54,7 +54,7 @@ pub(super) fn wait(run: &mut Run, before: &Observed, has_failed: bool) -> Back {
     let mut comeback = Comeback::new(patience, has_failed, begun);
     let mut is_told = false;
     loop {
-        let Ok(now) = run.machine.observe() else { return Back::Partly };
+        let Ok(now) = run.observe() else { return Back::Partly };
         let seen = Seen::of(before, &now);
         if let Some(back) = comeback.judge(&seen, Instant::now()) {
             return back;

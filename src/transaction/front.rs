@@ -1,14 +1,12 @@
 //! Beginning a transaction, and handing it to the worker.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::guard::{self, worker_unit};
 use super::journal::{self, Journal, Record, Terms};
 use super::lock::Lock;
 use super::machine::{Machine, RealMachine};
-use super::{STATE, worker};
+use super::{state, worker};
 use crate::error::{Error, Refusal};
 use crate::observe::Observed;
 use crate::plan::Plan;
@@ -39,8 +37,8 @@ pub fn begin(
         before: Box::new(observed.clone()),
         terms: Some(Box::new(terms)),
     };
-    refuse_open_state(machine, "")?;
-    refuse_volatile_state(machine)?;
+    state::refuse_open(machine.files(), "")?;
+    state::refuse_volatile(machine.files())?;
     let journal = Journal::create(machine.files(), &begin)?;
     let id = journal.id().to_owned();
     let started = point(format_args!("front.journal"))
@@ -54,53 +52,6 @@ pub fn begin(
     // The worker waits for the lock; until it runs, nobody else may take it.
     drop(lock);
     Ok(id)
-}
-
-/// What is in the folder runs as root: nobody else may write there, nor to what is in it of a transaction
-/// (or of any, where its id is empty).
-fn refuse_open_state(machine: &RealMachine, id: &str) -> Result<(), Refusal> {
-    let (files, state) = (machine.files(), Path::new(STATE));
-    let Some(folder) = files.metadata(state) else { return Ok(()) };
-    let is_its = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(id))
-    };
-    let within = files.list(state).into_iter().filter(is_its);
-    let within = within.filter_map(|path| Some((files.own_metadata(&path)?, path)));
-    let hint = "it runs as root: see who has put it there, and remove it or give it to root alone";
-    let all = [(folder, state.to_owned())].into_iter().chain(within);
-    for (meta, path) in all {
-        let what = if meta.uid() != 0 {
-            format!("belongs to another user than root (uid {})", meta.uid())
-        } else if meta.mode() & 0o022 != 0 && !meta.is_symlink() {
-            format!("can be written by others than root (mode {:04o})", meta.mode() & 0o7777)
-        } else {
-            continue;
-        };
-        let hint = match path == state {
-            true => format!(
-                "what is in it runs as root: remove what is not root's (ls -l {STATE}), then \
-                 chown root: {STATE}; chmod 700 {STATE}"
-            ),
-            false => hint.to_owned(),
-        };
-        return Err(Refusal::new("writable-by-others", format!("{} {what}", path.display()), hint));
-    }
-    Ok(())
-}
-
-/// A journal in memory is gone after a power cut, and what is half done stays so; unless /etc goes with it.
-fn refuse_volatile_state(machine: &RealMachine) -> Result<(), Refusal> {
-    let files = machine.files();
-    let there = Path::new(STATE).ancestors().find(|path| files.exists(path));
-    if there.is_some_and(|there| files.is_volatile(there)) && !files.is_volatile(Path::new("/etc"))
-    {
-        return Err(Refusal::new(
-            "volatile-state",
-            format!("{STATE} is in memory (tmpfs): a power cut would lose what has to be undone"),
-            "keep it on a disk: unmount what is mounted there, or mount a disk",
-        ));
-    }
-    Ok(())
 }
 
 /// Lets a transaction that did not end go on: its process was killed and did not come back, or the
@@ -145,7 +96,7 @@ pub fn see_through(machine: &RealMachine, id: &str) -> Result<(), Error> {
 }
 
 fn go_on(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> {
-    refuse_open_state(machine, id)?;
+    state::refuse_open(machine.files(), id)?;
     let records = journal::read(machine.files(), id)?;
     if !journal::is_open(&records) {
         return Ok(());

@@ -25,6 +25,7 @@ pub mod machine;
 mod permanent;
 mod rollback;
 mod run;
+mod state;
 mod steps;
 mod trial;
 pub mod worker;

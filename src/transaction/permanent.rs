@@ -51,7 +51,7 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
 /// An edit of any file that was planned with makes the plan stale: what sshd will be is no longer
 /// what was tried.
 fn refuse_edited(run: &Run) -> Result<(), String> {
-    let now = run.machine.observe().map_err(|error| error.to_string())?;
+    let now = run.observe().map_err(|error| error.to_string())?;
     let units = [(&run.before.service, &now.service), (&run.before.socket, &now.socket)];
     if let Some((was, is)) = units.into_iter().find(|(was, is)| was.load != is.load) {
         return Err(format!(

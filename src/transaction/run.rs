@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::journal::{self, Journal, Record, Terms};
 use super::machine::Machine;
 use super::{Outcome, STATE, steps};
+use crate::error::Error;
 use crate::observe::Observed;
 use crate::plan::{Bridge, Expectation, Op, Role, Step};
 use crate::sys::{Image, SysError};
@@ -41,6 +42,20 @@ impl<'a> Run<'a> {
             journal: Journal::reopen(machine.files(), id)?,
             records,
         })
+    }
+
+    /// The host as it is. Which links are looked at depends on what the unit files say by now; those that were
+    /// looked at before count in any case.
+    pub(super) fn observe(&self) -> Result<Observed, Error> {
+        let mut now = self.machine.observe()?;
+        for path in self.before.links.keys() {
+            let there = || match self.machine.files().image(path) {
+                Ok(Image::Symlink { target }) => Some(target),
+                _ => None,
+            };
+            now.links.entry(path.clone()).or_insert_with(there);
+        }
+        Ok(now)
     }
 
     /// Appends a record; it is on disk when this returns.

@@ -39,7 +39,7 @@ pub(super) fn run(run: &mut Run) -> Ended {
 
 /// Refuses a host that has moved on; then images, recovery, guard.
 fn prepare(run: &mut Run) -> Result<(), String> {
-    let now = run.machine.observe().map_err(|error| error.to_string())?;
+    let now = run.observe().map_err(|error| error.to_string())?;
     let moved = run.before.differences(&now, false);
     if !moved.is_empty() {
         return Err(format!("the host has changed since the plan was made: {}", moved.join("; ")));

@@ -28,7 +28,7 @@ pub(crate) fn refuse_unread(observed: &Observed) -> Result<(), Refusal> {
 }
 
 /// What systemd cannot read it could not start again.
-pub(crate) fn refuse_broken(observed: &Observed) -> Result<(), Refusal> {
+fn refuse_broken(observed: &Observed) -> Result<(), Refusal> {
     let (service, socket) = (&observed.service, &observed.socket);
     let counts = |unit: &Unit| unit.name == service.name || unit.is_active() || unit.is_enabled();
     let broken = |unit: &&Unit| unit.is_broken() && counts(unit);
@@ -49,6 +49,7 @@ pub(crate) fn refuse_broken(observed: &Observed) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// What is as it is on purpose, or is broken, is for somebody to mend first.
 pub(crate) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
     let (service, socket) = (&observed.service, &observed.socket);
     refuse_broken(observed)?;
@@ -80,27 +81,55 @@ pub(crate) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What only systemd itself may start or stop cannot be brought back either.
+/// What would not start again is not stopped: what only systemd itself may start or stop, what is masked, what
+/// needs something that is; unless a step takes that away.
 pub(crate) fn refuse_refusing<'s>(
     observed: &Observed,
     steps: impl Iterator<Item = &'s Step>,
 ) -> Result<(), Refusal> {
-    let units = [&observed.service, &observed.socket];
-    let mut named = steps.filter_map(|step| match &step.op {
-        Op::Start(name) | Op::Stop(name) | Op::Restart(name) => Some(name),
-        _ => None,
-    });
-    let is_it = |name: &&String| units.iter().any(|unit| unit.name == **name && unit.refuses);
-    match named.find(is_it) {
-        None => Ok(()),
-        Some(name) => Err(Refusal::new(
-            "refuses",
-            format!(
-                "{name} may not be started or stopped by hand (RefuseManualStart=, RefuseManualStop=)"
-            ),
-            format!("see which file says so (systemctl cat {name}), and change that first"),
-        )),
+    let ops: Vec<&Op> = steps.map(|step| &step.op).collect();
+    let mended = |name: &str| {
+        ops.iter().any(|op| match op {
+            Op::Unmask(unit) | Op::Disable(unit) => unit == name,
+            Op::Put { path, .. } => path.ends_with(name),
+            _ => false,
+        })
+    };
+    for unit in [&observed.service, &observed.socket] {
+        let name = &unit.name;
+        let starts =
+            ops.iter().any(|op| matches!(op, Op::Start(unit) | Op::Restart(unit) if unit == name));
+        let stops = ops.iter().any(|op| matches!(op, Op::Stop(unit) if unit == name));
+        if unit.refuses && (starts || stops) {
+            return Err(Refusal::new(
+                "refuses",
+                format!(
+                    "{name} may not be started or stopped by hand (RefuseManualStart=, \
+                     RefuseManualStop=)"
+                ),
+                format!("see which file says so (systemctl cat {name}), and change that first"),
+            ));
+        }
+        if starts && unit.is_masked() && !mended(name) {
+            return Err(Refusal::new(
+                "masked",
+                format!("{name} is masked, and would not start"),
+                format!("systemctl unmask {name}, and try again"),
+            ));
+        }
+        let lost = observed.lost_needs_of(name).find(|needed| !mended(needed));
+        if let Some(needed) = lost.filter(|_| starts) {
+            return Err(Refusal::new(
+                "lost-need",
+                format!("{name} needs {needed}, which is masked or missing, and would not start"),
+                format!(
+                    "bring {needed} back (systemctl status {needed}), or take it out of {name} \
+                     (systemctl cat {name})"
+                ),
+            ));
+        }
     }
+    Ok(())
 }
 
 /// A socket that something else than a link pulls in, which disabling would take away, would be back at the next

@@ -25,7 +25,7 @@ use super::{Outcome, bridge, guard};
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner};
 use crate::plan::Role;
-use crate::sys::Image;
+use crate::sys::SysError;
 use crate::sys::units::Unit;
 
 /// Takes a transaction back and proves it.
@@ -65,7 +65,6 @@ fn left(
                 return failures;
             }
         };
-        look_at_links(run, &mut now);
         kept.extend(run.before.edited(&now).into_iter().filter(|path| !ours.contains(path)));
         let (strangers, rest): (Vec<_>, _) =
             now.listeners.drain(..).partition(|at| is_strange(&run.before, at));
@@ -95,17 +94,6 @@ fn left(
     failures
 }
 
-/// Which links are looked at depends on what the unit files say; those of before count in any case.
-fn look_at_links(run: &Run, now: &mut Observed) {
-    for path in run.before.links.keys() {
-        let there = || match run.machine.files().image(path) {
-            Ok(Image::Symlink { target }) => Some(target),
-            _ => None,
-        };
-        now.links.entry(path.clone()).or_insert_with(there);
-    }
-}
-
 /// Whether somebody has started an sshd of their own meanwhile, where none was before.
 fn is_strange(before: &Observed, listener: &Listener) -> bool {
     let (service, socket) = (&before.service.name, &before.socket.name);
@@ -124,7 +112,7 @@ fn is_strange(before: &Observed, listener: &Listener) -> bool {
 fn settled(run: &Run) -> std::result::Result<Observed, Error> {
     let deadline = Instant::now() + LISTENERS;
     loop {
-        let now = run.machine.observe()?;
+        let now = run.observe()?;
         let before = |unit: &Unit| {
             [&run.before.socket, &run.before.service]
                 .into_iter()
@@ -157,6 +145,9 @@ fn start_what_is_enabled(machine: &dyn Machine, id: &str) -> std::result::Result
         return Ok(());
     }
     let owner = units.into_iter().find(|unit| unit.is_enabled()).unwrap_or(&now.service);
+    if let Some(why) = now.obstacle(&[&owner.name]) {
+        return Err(SysError::new(format!("cannot start {}", owner.name), why).into());
+    }
     for role in [Role::Trial, Role::Rescue] {
         machine.silence(&bridge::unit(id, role))?;
     }
@@ -167,8 +158,13 @@ fn start_what_is_enabled(machine: &dyn Machine, id: &str) -> std::result::Result
 /// Nothing can be promised any more but a way in: the rescue listens wherever the old listeners
 /// should and do not.
 fn stuck(run: &mut Run, cause: &str, left: Vec<String>) -> Outcome {
-    if let Err(error) = listen_where_nobody_does(run) {
-        tracing::error!(%error, "no rescue listener");
+    match listen_where_nobody_does(run) {
+        Ok(false) => {}
+        Ok(true) => run.note("a rescue listener with the old configuration holds the old port"),
+        Err(error) => {
+            tracing::error!(%error, "no rescue listener");
+            run.note("a rescue listener with the old configuration waits for the old port");
+        }
     }
     tracing::error!("transaction {} could not be taken back: {}", run.id, left.join("; "));
     tracing::error!(

@@ -6,40 +6,16 @@ use std::path::{Path, PathBuf};
 
 use super::undo::{Undo, is_edited, put_back};
 use crate::error::Error;
-use crate::observe::{NOT_TO_BE_RUN, Observed, Owner, Verdict};
+use crate::observe::{Observed, Owner};
 use crate::plan::{self, Bridge, Op, Role, held};
 use crate::sys::fault::point;
 use crate::sys::units::Unit;
 use crate::sys::{Image, Result};
 use crate::transaction::comeback::{self, Back};
-use crate::transaction::machine::{JOB, Machine};
+use crate::transaction::machine::JOB;
 use crate::transaction::run::Run;
 use crate::transaction::steps::forgive;
 use crate::transaction::{along, bridge};
-
-pub(super) fn listen_where_nobody_does(run: &mut Run) -> std::result::Result<(), Error> {
-    let now = held_for_good(&run.machine.observe()?);
-    let endpoints: Vec<_> = held(&run.before).into_iter().filter(|at| !now.contains(at)).collect();
-    if !endpoints.is_empty() {
-        let rescue = Bridge { role: Role::Rescue, endpoints };
-        if let Err(error) = bridge::listen_at_last(run, &rescue) {
-            run.note("a rescue listener with the old configuration waits for the old port");
-            return Err(error.into());
-        }
-        run.note("a rescue listener with the old configuration holds the old port");
-    }
-    Ok(())
-}
-
-/// Where the two units listen, without one that just stops: that takes its time, and then nobody does.
-fn held_for_good(now: &Observed) -> Vec<SocketAddr> {
-    let leaves = |unit: &Unit| unit.active == "deactivating" || unit.job == "stop";
-    let mut staying = now.clone();
-    for unit in [&now.socket, &now.service].into_iter().filter(|unit| leaves(unit)) {
-        staying.listeners.retain(|listener| listener.owner != Owner::Unit(unit.name.clone()));
-    }
-    held(&staying)
-}
 
 /// The way back as it is gone: on past failures, which are kept.
 pub(super) struct Way<'r, 'm> {
@@ -177,37 +153,28 @@ impl<'r, 'm> Way<'r, 'm> {
 
     /// Somebody has edited files of sshd's or its unit's meanwhile so that it does not start any more.
     fn is_refused(&mut self) -> bool {
-        let Ok(now) = self.run.machine.observe() else { return false };
-        let mut why = self.refusal(&now);
+        let Ok(now) = self.run.observe() else { return false };
+        let mut why = self.obstacle(&now);
         // Mended, and systemd has not read it yet.
         if why.is_some() && (now.socket.needs_reload || now.service.needs_reload) {
             let reloaded = self.run.machine.reload();
             self.attempt(reloaded);
-            why = self.run.machine.observe().ok().and_then(|now| self.refusal(&now));
+            why = self.run.observe().ok().and_then(|now| self.obstacle(&now));
         }
         let is_refused = why.is_some();
         self.failures.extend(why);
         is_refused
     }
 
-    fn refusal(&self, now: &Observed) -> Option<String> {
-        let before = &self.run.before;
-        let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
-        let mut owners = owners.into_iter().filter(|(was, _)| was.is_active()).map(|(_, is)| is);
-        match &now.effective {
-            Verdict::Invalid(said) => Some(format!("sshd refuses its configuration: {said}")),
-            _ if now.not_to_be_run => Some(format!("{NOT_TO_BE_RUN} exists: remove it")),
-            _ => owners.find_map(|unit| {
-                // Its socket starts it, and nobody by hand.
-                let on_demand = before.socket.is_active() && unit.name == before.service.name;
-                cannot_start(self.run.machine, unit, on_demand)
-            }),
-        }
+    fn obstacle(&self, now: &Observed) -> Option<String> {
+        let owners = [&self.run.before.socket, &self.run.before.service].into_iter();
+        let owners = owners.filter(|unit| unit.is_active()).map(|unit| unit.name.as_str());
+        now.obstacle(&owners.collect::<Vec<_>>())
     }
 
     /// The old owners have never let go; or, after a reboot, the old state is back already.
     fn still_runs(&self, before: &Observed, ended: bool) -> bool {
-        let Ok(now) = self.run.machine.observe() else { return false };
+        let Ok(now) = self.run.observe() else { return false };
         let same_run = now.service.main_pid == before.service.main_pid
             && now.service.active == before.service.active
             && now.socket.active == before.socket.active
@@ -217,7 +184,7 @@ impl<'r, 'm> Way<'r, 'm> {
 
     /// Whether the old listeners are all there.
     fn holds(&self, before: &Observed) -> bool {
-        let Ok(now) = self.run.machine.observe() else { return true };
+        let Ok(now) = self.run.observe() else { return true };
         // ssh.service goes on with the listener of a socket that was stopped, and ends with its last session.
         let owner = |host: &Observed| {
             let by = if before.socket.is_active() { &host.socket } else { &host.service };
@@ -240,7 +207,7 @@ impl<'r, 'm> Way<'r, 'm> {
 
     /// An sshd that ssh.service left behind meanwhile was not there before.
     fn end_orphans(&mut self, before: &Observed) {
-        let Ok(now) = self.run.machine.observe() else { return };
+        let Ok(now) = self.run.observe() else { return };
         for listener in now.listeners.iter().filter(|listener| listener.ssh) {
             let Owner::Process(process) = &listener.owner else { continue };
             let known = before.listeners.iter().any(|listener| match &listener.owner {
@@ -271,7 +238,7 @@ impl<'r, 'm> Way<'r, 'm> {
         if !before.socket.accept {
             return false;
         }
-        let Ok(now) = machine.observe() else { return false };
+        let Ok(now) = self.run.observe() else { return false };
         let drop_in = plan::sparing_sessions(before, &now);
         let steps = plan::file_steps(&now, drop_in.as_slice());
         for step in &steps {
@@ -314,30 +281,23 @@ impl<'r, 'm> Way<'r, 'm> {
     }
 }
 
-/// Why systemd will not start a unit that somebody has changed meanwhile, and what helps.
-fn cannot_start(machine: &dyn Machine, unit: &Unit, on_demand: bool) -> Option<String> {
-    let name = &unit.name;
-    let lost = |needed: &String| {
-        let unit = machine.unit(needed).ok()?;
-        let why = if unit.is_masked() {
-            format!("is masked: systemctl unmask {needed}")
-        } else if !unit.exists() {
-            "is missing".to_owned()
-        } else {
-            return None;
-        };
-        Some(format!("{name} needs {needed}, which {why}"))
-    };
-    if unit.is_masked() {
-        Some(format!("{name} is masked: systemctl unmask {name}"))
-    } else if unit.is_broken() {
-        Some(format!("systemd cannot read {name} ({}): see systemctl status {name}", unit.load))
-    } else if unit.refuses_start && !on_demand {
-        Some(format!(
-            "{name} may not be started by hand (RefuseManualStart=): systemctl cat {name}"
-        ))
-    } else {
-        // A socket does not start without the service that it starts.
-        unit.requires.iter().chain(&unit.triggers).find_map(lost)
+/// Has the rescue listen wherever the old listeners should and do not; tells whether that is anywhere.
+pub(super) fn listen_where_nobody_does(run: &Run) -> std::result::Result<bool, Error> {
+    let now = held_for_good(&run.observe()?);
+    let endpoints: Vec<_> = held(&run.before).into_iter().filter(|at| !now.contains(at)).collect();
+    let is_needed = !endpoints.is_empty();
+    if is_needed {
+        bridge::listen_at_last(run, &Bridge { role: Role::Rescue, endpoints })?;
     }
+    Ok(is_needed)
+}
+
+/// Where the two units listen, without one that just stops: that takes its time, and then nobody does.
+fn held_for_good(now: &Observed) -> Vec<SocketAddr> {
+    let leaves = |unit: &Unit| unit.active == "deactivating" || unit.job == "stop";
+    let mut staying = now.clone();
+    for unit in [&now.socket, &now.service].into_iter().filter(|unit| leaves(unit)) {
+        staying.listeners.retain(|listener| listener.owner != Owner::Unit(unit.name.clone()));
+    }
+    held(&staying)
 }
