@@ -185,13 +185,14 @@ impl<'r, 'm> Way<'r, 'm> {
     /// Whether the old listeners are all there.
     fn holds(&self, before: &Observed) -> bool {
         let Ok(now) = self.run.observe() else { return true };
-        // ssh.service goes on with the listener of a socket that was stopped, and ends with its last session.
+        // ssh.service goes on with the listener of a socket that was stopped, and one that just stops holds its own
+        // until then: neither is for good.
         let owner = |host: &Observed| {
             let by = if before.socket.is_active() { &host.socket } else { &host.service };
             by.is_active()
         };
-        let staying = held_for_good(&now);
-        (owner(&now) || !owner(before)) && held(before).iter().all(|at| staying.contains(at))
+        let holds = held(&now);
+        (owner(&now) || !owner(before)) && held(before).iter().all(|at| holds.contains(at))
     }
 
     fn stop_units(&mut self, before: &Observed) {
