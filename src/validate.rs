@@ -32,16 +32,16 @@ pub fn candidate(
     scratch: &Scratch,
     spec: &Spec,
     plan: &Plan,
-    release: &Release,
+    observed: &Observed,
 ) -> Result<Effective, Error> {
     let main = scratch.main();
     let effective = match said {
         Verdict::Valid(effective) => effective,
         Verdict::Unseen(why) => return Err(no_answer(&why).into()),
-        Verdict::Invalid(said) => return Err(scratch.refusal(spec, plan, release, &said)),
+        Verdict::Invalid(said) => return Err(scratch.refusal(spec, plan, observed, &said)),
     };
     values(&plan.expect.settings, &effective, Some(main), &plan.options).map_err(|lost| {
-        let winner = winner(&plan.candidate, &lost.keyword, release);
+        let winner = winner(&plan.candidate, &lost.keyword, &observed.release);
         let hint = match winner.as_str() {
             "" => "sshd reads the value otherwise than it is written: write it in another way",
             _ => "remove the line that wins, or the setting from the spec",
@@ -120,6 +120,7 @@ pub fn remembered(spec: &Spec, release: &Release) -> Result<(), SpecError> {
                 setting,
                 &message,
                 &format!("{} reads it and forgets it: remove it", release.name),
+                None,
             ))
         }
     }
@@ -270,7 +271,7 @@ impl<'a> Scratch<'a> {
     }
 
     /// Turns sshd's complaint into an error that points at the spec, or at the file to correct.
-    fn refusal(&self, spec: &Spec, plan: &Plan, release: &Release, said: &str) -> Error {
+    fn refusal(&self, spec: &Spec, plan: &Plan, observed: &Observed, said: &str) -> Error {
         let said = said.replace(&*self.folder.to_string_lossy(), "");
         let text = said.lines().next().unwrap_or(&said).trim_start_matches("main: ").to_owned();
         let blamed = said
@@ -280,11 +281,15 @@ impl<'a> Scratch<'a> {
         match blamed {
             Some((setting, why)) => {
                 let message = format!("sshd refuses `{}`", setting.keyword);
-                spec.setting_error(setting, &message, &why).into()
+                let name =
+                    observed.effective.valid().and_then(|now| now.name_like(&setting.keyword));
+                let hint = name.filter(|_| why.starts_with("Bad configuration option"));
+                let hint = hint.map(|name| format!("this sshd has `{name}`"));
+                spec.setting_error(setting, &message, &why, hint.as_deref()).into()
             }
             None => Refusal::new(
                 "candidate-invalid",
-                match Reading::new(&plan.candidate, release.clone()).err() {
+                match Reading::new(&plan.candidate, observed.release.clone()).err() {
                     Some(problem) => {
                         format!("sshd refuses the planned configuration: {}: {text}", problem.place)
                     }

@@ -252,6 +252,22 @@ fn a_keyword_without_effect_is_refused() {
 
 /// Whatever the name of a socket unit is: what it starts is an sshd.
 #[test]
+fn the_name_that_this_release_has_is_proposed() {
+    let machine = Machine::boot(Suite::Bullseye, |_| {});
+    for (asked, has) in [
+        ("PubkeyAcceptedAlgorithms: [ssh-ed25519]", "this sshd has `pubkeyacceptedkeytypes`"),
+        ("PasswordAuthentification: no", "this sshd has `passwordauthentication`"),
+    ] {
+        machine.spec(&format!("version: 1\nssh: {{settings: {{{asked}}}}}\n"));
+        let told = said(&unchanged(&machine, || machine.apply().code(2)));
+        assert!(told.contains("spec.yaml:2:") && told.contains(has), "{told}");
+    }
+    machine.spec("version: 1\nssh: {settings: {RequiredRSASize: 2048}}\n");
+    let told = said(&machine.apply().code(2));
+    assert!(told.contains("sshd refuses `RequiredRSASize`") && !told.contains("has `"), "{told}");
+}
+
+#[test]
 fn another_socket_for_sshd_is_seen() {
     let machine = Machine::boot(Suite::Bookworm, |root| {
         for (name, program) in [("remote", "/usr/sbin/sshd -i"), ("hello", "/bin/echo hello")] {

@@ -152,7 +152,7 @@ pub(super) fn examined(
     }
     let scratch = Scratch::of(files, &plan.candidate)?;
     let guards = Guards::new(files, listed, observed, &plan, &scratch);
-    let judge = |said| validate::candidate(said, &scratch, spec, &plan, &observed.release);
+    let judge = |said| validate::candidate(said, &scratch, spec, &plan, observed);
     let everybody = if changes { guards.ask_for_everybody() } else { None };
     let (effective, risks) = match everybody {
         Some(said) => (Some(judge(said)?), guards.risks()),

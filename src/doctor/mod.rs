@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::concern::sshd_config::is_own;
 use crate::observe::{Listener, Observed, Owner, Verdict};
+use crate::sshd::Effective;
 use crate::sshd::effective::ports;
 use crate::sshd::reading::Reading;
 use crate::sys::units::Unit;
@@ -110,10 +111,7 @@ struct Sight<'c> {
 impl<'c> Sight<'c> {
     fn new(case: &'c Case) -> Self {
         let observed = &case.observed;
-        let mut wanted = match &case.files {
-            Verdict::Valid(effective) => effective.listen(),
-            _ => Vec::new(),
-        };
+        let mut wanted = case.files.valid().map(Effective::listen).unwrap_or_default();
         let lines = lines(observed, &causes::LISTENING);
         let (service, socket) = (&observed.service, &observed.socket);
         let socket_owns = socket.is_active()

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::observe::{Observed, Verdict};
+use crate::observe::Observed;
 use crate::plan::Plan;
 use crate::sshd::criteria::pattern_list;
 use crate::sshd::keywords::same;
@@ -48,7 +48,7 @@ pub(super) fn is_shown(kind: &str, effective: &Effective) -> bool {
 /// Says so where clients know this host by a key that it would not show them any more. (What a profile leaves
 /// out it tells itself.)
 pub fn lost(files: &Files, before: &Observed, plan: &Plan, then: &Effective) -> Option<String> {
-    let Verdict::Valid(now) = &before.effective else { return None };
+    let now = before.effective.valid()?;
     let of_profile = plan.expect.at_least.iter().any(|keyword| same(keyword, "HostKeyAlgorithms"));
     let stay = kinds(files, then)?;
     let mut lost = kinds(files, now)?;

@@ -121,10 +121,7 @@ impl<'v> View<'v> {
 
     /// What is in effect for a user; `None` where sshd does not say.
     fn of(&self, admin: &Admin) -> Option<Effective> {
-        match self.ask(admin) {
-            Verdict::Valid(effective) => Some(effective),
-            Verdict::Invalid(_) | Verdict::Unseen(_) => None,
-        }
+        self.ask(admin).valid().cloned()
     }
 
     /// What sshd says of a user's connection.
@@ -195,7 +192,7 @@ impl<'g> Guards<'g> {
         let keys = &self.keys;
         std::thread::scope(|scope| {
             // Most plans leave the keys where they are.
-            if let Verdict::Valid(now) = &self.before.effective {
+            if let Some(now) = self.before.effective.valid() {
                 scope.spawn(|| keys.read_ahead(&admin.user, now));
             }
             Some(self.then.ask(admin))

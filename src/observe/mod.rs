@@ -105,6 +105,16 @@ pub enum Verdict {
     Unseen(String),
 }
 
+impl Verdict {
+    /// The values in effect, where it is valid.
+    pub fn valid(&self) -> Option<&Effective> {
+        match self {
+            Self::Valid(effective) => Some(effective),
+            Self::Invalid(_) | Self::Unseen(_) => None,
+        }
+    }
+}
+
 impl Default for Verdict {
     fn default() -> Self {
         Self::Valid(Effective::default())

@@ -181,8 +181,14 @@ pub struct Span {
 
 impl Spec {
     /// An error that points at a setting: sshd refuses it.
-    pub fn setting_error(&self, setting: &Setting, message: &str, label: &str) -> SpecError {
-        self.error(setting.at, message, label)
+    pub fn setting_error(
+        &self,
+        setting: &Setting,
+        message: &str,
+        label: &str,
+        hint: Option<&str>,
+    ) -> SpecError {
+        self.source.error(setting.at, message, label, hint)
     }
 
     /// An error that points at a place of the spec.

@@ -42,6 +42,16 @@ impl Effective {
         self.values.keys().map(String::as_str)
     }
 
+    /// The name that this sshd has for what another release calls otherwise, or that was misspelt.
+    pub fn name_like(&self, keyword: &str) -> Option<&str> {
+        let lower = keyword.to_ascii_lowercase();
+        let likeness = |name: &&str| strsim::normalized_damerau_levenshtein(name, &lower);
+        let renamed = self.keywords().find(|name| same(name, keyword));
+        let likest =
+            || self.keywords().max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
+        renamed.or_else(|| likest().filter(|name| likeness(name) > 0.75))
+    }
+
     /// Keywords whose values differ.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let keywords: BTreeSet<&String> = self.values.keys().chain(other.values.keys()).collect();
@@ -211,5 +221,14 @@ mod tests {
         );
         assert_eq!(old.get("PubkeyAcceptedAlgorithms"), ["a"]);
         assert_eq!(old.get("KbdInteractiveAuthentication"), ["no"]);
+    }
+
+    #[test]
+    fn names_of_other_releases_and_misspelt_ones_are_known() {
+        let old =
+            Effective::parse("pubkeyacceptedkeytypes a\npasswordauthentication yes\nport 22\n");
+        assert_eq!(old.name_like("PubkeyAcceptedAlgorithms"), Some("pubkeyacceptedkeytypes"));
+        assert_eq!(old.name_like("PasswordAuthentification"), Some("passwordauthentication"));
+        assert_eq!(old.name_like("RequiredRSASize"), None);
     }
 }

@@ -10,7 +10,7 @@ use crate::concern::sshd_config;
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::plan::Expectation;
-use crate::sshd::options;
+use crate::sshd::{Effective, options};
 use crate::sys::probe::{Answer, key_exchange};
 use crate::sys::{Command, Files, SysError};
 use crate::validate;
@@ -94,7 +94,7 @@ pub fn state(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
 /// Checks that the spec's values are in effect on the live configuration: as sshd prints them, and in
 /// every Match block that says something of them. Pure but for spellings that only sshd can compare.
 pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
-    let Verdict::Valid(effective) = &observed.effective else { return Vec::new() };
+    let Some(effective) = observed.effective.valid() else { return Vec::new() };
     let options = observed.command_line.settings();
     if let Err(lost) = validate::values(&expect.settings, effective, None, &options) {
         return vec![format!(
@@ -176,10 +176,7 @@ fn denied(files: &Files) -> &'static str {
 /// A known_hosts file with this host's own public keys, for a probe.
 fn write_known_hosts(files: &Files, folder: &Path, observed: &Observed) -> Result<PathBuf, Error> {
     let path = folder.join("known_hosts");
-    let keys: &[String] = match &observed.effective {
-        Verdict::Valid(effective) => effective.host_keys(),
-        _ => &[],
-    };
+    let keys = observed.effective.valid().map(Effective::host_keys).unwrap_or_default();
     let mut text = String::new();
     for key in keys {
         let public = match files.read(Path::new(&format!("{key}.pub")))? {

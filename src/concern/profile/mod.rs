@@ -6,9 +6,8 @@ mod values;
 use values::{Says, Value, values};
 
 use crate::error::Refusal;
-use crate::observe::{Observed, Verdict};
+use crate::observe::Observed;
 use crate::spec::{Profile, Setting, Spec};
-use crate::sshd::Effective;
 use crate::sshd::keywords::{canonical, lines_of, same};
 
 /// The spec with the values of its profile among its settings, and what the reader should know of them.
@@ -58,16 +57,9 @@ pub(crate) fn resolve(spec: &Spec, observed: &Observed) -> Result<(Spec, Vec<Str
     Ok((resolved, warnings))
 }
 
-fn effective(observed: &Observed) -> Option<&Effective> {
-    match &observed.effective {
-        Verdict::Valid(effective) => Some(effective),
-        _ => None,
-    }
-}
-
 /// The name that this sshd has for the keyword; `None` where it has none.
 fn known_as(value: &Value, observed: &Observed) -> Option<String> {
-    let Some(effective) = effective(observed) else {
+    let Some(effective) = observed.effective.valid() else {
         let (major, minor) = value.since;
         let known = observed.release.is_at_least(major, minor);
         return known.then(|| value.keyword.to_owned());
@@ -111,7 +103,7 @@ fn lines(
 
 /// The present value of the host, where the profile's is laxer.
 fn stricter(keyword: &str, lines: &[String], observed: &Observed) -> Option<String> {
-    let now = effective(observed)?.get(keyword).first()?;
+    let now = observed.effective.valid()?.get(keyword).first()?;
     is_stricter(keyword, now, lines).then(|| now.clone())
 }
 
@@ -133,5 +125,5 @@ pub(crate) fn is_stricter(keyword: &str, value: &str, lines: &[String]) -> bool 
 
 /// Whether the host does something else now.
 fn is_new(keyword: &str, lines: &[String], observed: &Observed) -> bool {
-    effective(observed).is_none_or(|effective| !effective.has(keyword, lines))
+    observed.effective.valid().is_none_or(|effective| !effective.has(keyword, lines))
 }

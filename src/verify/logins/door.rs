@@ -108,10 +108,7 @@ impl Door<'_> {
     /// What is in effect outside any Match block.
     pub(super) fn effective(&self) -> Result<Option<Effective>> {
         let main = self.lay_out("own", &REPLACED, "")?;
-        match ask_sshd(Some(&main), self.options) {
-            Verdict::Valid(effective) => Ok(Some(effective)),
-            _ => Ok(None),
-        }
+        Ok(ask_sshd(Some(&main), self.options).valid().cloned())
     }
 
     /// The command line of an sshd that lets a key in which was made for this login; of another algorithm

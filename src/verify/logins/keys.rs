@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use super::Asked;
-use crate::observe::Verdict;
 use crate::sshd::authorized_keys;
 use crate::sys::users::User;
 use crate::sys::{Command, Files, Result, SysError};
@@ -22,7 +21,7 @@ pub(super) struct Key {
 
 /// The keys in the user's files that open a session of the user's choice.
 pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<Key>> {
-    let Verdict::Valid(effective) = &asked.before.effective else { return Ok(Vec::new()) };
+    let Some(effective) = asked.before.effective.valid() else { return Ok(Vec::new()) };
     let places = authorized_keys::files(effective, &user.name, user.uid, &user.home);
     let texts: Vec<_> = places.iter().filter_map(|place| files.read(place).ok()?).collect();
     let lines = authorized_keys::free_keys(texts.iter().map(Vec::as_slice)).into_iter().flatten();
