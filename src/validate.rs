@@ -56,6 +56,22 @@ pub fn candidate(
     Ok(effective)
 }
 
+/// Makes sure that sshd reads what a rollback goes back to.
+///
+/// # Errors
+/// A refusal with sshd's words.
+pub fn is_read(files: &Files, plan: &Plan) -> Result<(), Error> {
+    let scratch = Scratch::of(files, &plan.candidate)?;
+    let Verdict::Invalid(said) = scratch.ask(plan) else { return Ok(()) };
+    let said = said.replace(&*scratch.folder().to_string_lossy(), "");
+    Err(Refusal::new(
+        "candidate-invalid",
+        format!("sshd refuses the configuration to go back to:\n{said}"),
+        "correct the named line; nothing was changed",
+    )
+    .into())
+}
+
 /// Lists of algorithms of which nobody can do without one.
 const LISTS: [&str; 4] =
     ["Ciphers", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"];

@@ -372,6 +372,17 @@ fn others_are_left_alone() {
     machine.root().append("/etc/ssh/sshd_config", "ListenAddress 10.99.0.1\n");
     let said = is_named(&machine, "no-such-address");
     assert!(said.contains("no interface of this host has 10.99.0.1"), "{said}");
+    // An address that came after the start of sshd.
+    machine
+        .sh("echo ListenAddress 127.0.0.1 >> /etc/ssh/sshd_config; systemctl restart ssh.service");
+    machine.sh("ip address add 10.99.0.1/32 dev lo");
+    let said = is_named(&machine, "late-address");
+    assert!(said.contains("10.99.0.1:22 could be had"), "{said}");
+    machine.sh("systemctl restart ssh.service");
+    is_healthy(&machine);
+    machine.sh(
+        "ip address del 10.99.0.1/32 dev lo; sed -i '/^ListenAddress 127/d' /etc/ssh/sshd_config",
+    );
     // An address with a zone, which cannot be compared; what does not run is no healthy host.
     machine.sh("sed -i 's/^ListenAddress.*/ListenAddress fe80::99%lo/' /etc/ssh/sshd_config");
     machine.exec("systemctl restart ssh.service");

@@ -27,6 +27,8 @@ mod cases {
         // A session of the old listener proves nothing.
         let refused = machine.ssh(22, "harden confirm").code(1);
         assert!(refused.stderr.contains("did not come in through the new listener"), "{refused:?}");
+        // Where ssh shares connections, another one would be the same.
+        assert!(refused.stderr.contains("ssh -S none -p 2222"), "{refused:?}");
         machine.exec("harden confirm").code(1);
         let stale = machine.ssh(2222, "harden confirm 123456").code(1);
         assert!(stale.stderr.contains("does not belong"), "{stale:?}");

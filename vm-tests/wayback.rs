@@ -9,7 +9,7 @@ use crate::state::{Want, assert_closed, assert_over, assert_state, unchanged, wa
 
 on_debian!(the_last_way_in_outlasts_what_people_try, who_restarts_sshd_meanwhile_does_no_harm);
 
-const SAME_PORT: &str = "version: 1\nssh: {socket: keep, settings: {MaxAuthTries: 4}}\n";
+pub(crate) const SAME_PORT: &str = "version: 1\nssh: {socket: keep, settings: {MaxAuthTries: 4}}\n";
 
 /// A change of a host whose configuration somebody breaks meanwhile, so that the old sshd does not start.
 fn stuck(suite: Suite) -> Machine {
@@ -26,7 +26,7 @@ fn rescue(machine: &Machine) -> String {
 }
 
 #[track_caller]
-fn lets_in(machine: &Machine, when: &str) {
+pub(crate) fn lets_in(machine: &Machine, when: &str) {
     assert_eq!(machine.ssh(22, "echo in").stdout, "in\n", "{when}");
 }
 

@@ -13,7 +13,7 @@ use harden::transaction::follow::Watcher;
 use harden::transaction::journal::{self, Record, Terms};
 use harden::transaction::machine::{Machine, RealMachine};
 use harden::transaction::{self, Lock, Outcome, front, guard};
-use harden::verify;
+use harden::{validate, verify};
 
 use super::apply::{Ended, carry_out, connect_directly, ended, length, report, show, terms, watch};
 use super::need_root;
@@ -46,6 +46,8 @@ fn rolled_back(args: &RollbackArgs, format: Format) -> Result<Ended, Error> {
     let ToUndo { id, records, is_last } = to_undo(&files, args.id.as_deref())?;
     let observed = at_rest(Ahead::ask(), Ahead::ask, |ahead| machine.observe_with(ahead))?;
     let plan = plan_undo(&files, &id, &records, is_last, &observed)?;
+    validate::answers(&observed)?;
+    validate::is_read(&files, &plan)?;
     show(&observed, &plan, &args.terms, format)?;
     if !args.terms.yes {
         terminal::ask()?;

@@ -80,10 +80,15 @@ impl Listening {
         let fixed = |at: &&SocketAddr| !at.ip().is_unspecified() && !at.ip().is_loopback();
         let all = self.endpoints.iter().all(|at| fixed(&at));
         let new = self.endpoints.iter().filter(fixed).find(|at| !holds(at))?;
-        (all && self.mode == Mode::Service).then(|| {
+        let (alone, outcome) = if all {
+            (" alone", "sshd does not come up")
+        } else {
+            ("", "sshd does not listen there until it is restarted")
+        };
+        (self.mode == Mode::Service).then(|| {
             format!(
-                "sshd would listen on {} alone. Where an address comes after the start of {} at boot (DHCP, \
-                 IPv6), sshd does not come up; `socket: enabled` binds it beforehand",
+                "sshd would listen on {}{alone}. Where an address comes after the start of {} at boot \
+                 (DHCP, IPv6), {outcome}; `socket: enabled` binds it beforehand",
                 new.ip(),
                 observed.service.name
             )
@@ -351,6 +356,21 @@ fn check(endpoints: &[SocketAddr]) -> Result<(), Refusal> {
             format!("{count} addresses and ports, but sshd serves at most {MAX_SOCKETS}"),
             "shorten `ssh.port` or `ssh.listen`",
         ));
+    }
+    let takes_in = |one: &SocketAddr, other: &SocketAddr| {
+        one.ip().is_unspecified()
+            && !other.ip().is_unspecified()
+            && one.is_ipv4() == other.is_ipv4()
+            && one.port() == other.port()
+    };
+    for all in endpoints {
+        if let Some(one) = endpoints.iter().find(|one| takes_in(all, one)) {
+            return Err(Refusal::new(
+                "overlap",
+                format!("{all} takes {one} in, and only one of the two can be had"),
+                format!("leave {} or {} out of `ssh.listen`", all.ip(), one.ip()),
+            ));
+        }
     }
     Ok(())
 }

@@ -92,6 +92,8 @@ pub fn sshd_program() -> Option<PathBuf> {
     sys::find_program(&["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/local/sbin/sshd"])
 }
 
+/// Why nobody can be asked where no package has sshd any more.
+pub(super) const NO_SSHD: &str = "there is no sshd";
 /// What sshd says where a Match block asks for something that `-T` alone leaves open.
 const UNSPECIFIED: &str = "not in connection test specification";
 /// A connection that no block but one for everybody can mean.
@@ -100,7 +102,7 @@ const NO_CONNECTION: &str =
 
 /// Asks sshd what a configuration amounts to: the live one, or another main file.
 pub fn ask_sshd(main: Option<&Path>, settings: &[String]) -> Verdict {
-    let Some(program) = sshd_program() else { return Verdict::Unseen("there is no sshd".into()) };
+    let Some(program) = sshd_program() else { return Verdict::Unseen(NO_SSHD.into()) };
     if !sys::is_root() {
         return Verdict::Unseen("`sshd -T` reads host keys, and that needs root".into());
     }

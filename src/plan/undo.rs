@@ -56,6 +56,9 @@ pub fn undo(
     }
     refuse_units_since(earlier, at)?;
     concern::units::refuse_blocked(observed)?;
+    if !held(observed).is_empty() {
+        concern::sshd_config::refuse_invalid(observed)?;
+    }
     let changed: Vec<&(PathBuf, Image)> = earlier
         .images
         .iter()
@@ -79,6 +82,7 @@ pub fn undo(
     settle.extend(units.iter().map(put));
     let transition = transition(earlier, observed, settle, &why)?;
     concern::units::refuse_refusing(observed, transition.steps())?;
+    concern::units::refuse_taken(observed, &held(earlier.before))?;
     let unit_texts = texts(&units, "units").into_iter().chain(sparing).collect();
     let transition = Transition { files: unit_texts, ..transition };
     let expect = expectation(earlier.before, &transition);

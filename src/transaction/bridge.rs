@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 
 use super::RUNTIME;
 use super::run::Run;
+use crate::observe::{Listener, Observed, Owner};
 use crate::plan::{Bridge, Role};
 use crate::sshd::options;
 use crate::sys::Result;
 use crate::sys::process::Process;
 use crate::sys::transient::OwnSshd;
+use crate::sys::units::Unit;
 
 /// Where it listens is said on the command line, and no process id is left in a file.
 const REPLACED: [&str; 4] = ["Port", "ListenAddress", "AddressFamily", "PidFile"];
@@ -20,6 +22,12 @@ const REPLACED: [&str; 4] = ["Port", "ListenAddress", "AddressFamily", "PidFile"
 /// The unit of a transaction's bridge.
 pub(super) fn unit(id: &str, role: Role) -> String {
     format!("harden-{role}-{id}.service")
+}
+
+/// The transaction whose bridge a unit is.
+pub(super) fn id_of(unit: &str) -> Option<String> {
+    let of = |role: Role| unit.strip_prefix(&format!("harden-{role}-"))?.strip_suffix(".service");
+    [Role::Trial, Role::Rescue].into_iter().find_map(of).map(str::to_owned)
 }
 
 /// The unit that keeps what a lasting rescue needs.
@@ -51,6 +59,11 @@ pub(super) fn listen_at_last(run: &Run, bridge: &Bridge) -> Result<Process> {
     run.machine.listen(&OwnSshd { keeps_trying: true, ..sshd(run, bridge)? })
 }
 
+/// Whether sshd would start with what a bridge gives it (sshd(8), -t).
+pub(super) fn check(run: &Run, bridge: &Bridge) -> Result<()> {
+    run.machine.accepts(&sshd(run, bridge)?)
+}
+
 fn sshd(run: &Run, bridge: &Bridge) -> Result<OwnSshd> {
     // Only the trial takes a port from a unit, or gives it one. A rescue must not wait for any.
     let units = match bridge.role {
@@ -64,6 +77,20 @@ fn sshd(run: &Run, bridge: &Bridge) -> Result<OwnSshd> {
         at: bridge.endpoints.clone(),
         takes_turns: units.map(|unit| unit.name.clone()).collect(),
         keeps_trying: false,
+    })
+}
+
+/// A bridge as it runs, of which no journal tells any more; such that it may be the only way in from now on.
+pub(super) fn seen(unit: &Unit, now: &Observed) -> Option<OwnSshd> {
+    let owner = Owner::Unit(unit.name.clone());
+    let at = now.listeners.iter().filter(|listener| listener.owner == owner);
+    let (_, args) = unit.exec_start.split_first()?;
+    Some(OwnSshd {
+        unit: unit.name.clone(),
+        args: args.to_vec(),
+        at: at.flat_map(Listener::serves).collect(),
+        takes_turns: Vec::new(),
+        keeps_trying: true,
     })
 }
 

@@ -45,6 +45,8 @@ pub(super) enum Back {
     Partly,
     /// They have not started, or come and go.
     Unsteady,
+    /// The socket listens, and the sshd behind it does not start when somebody connects.
+    Mute,
 }
 
 /// Waits until they are, or it is plain that they are not. `has_failed`: something has, on the way back.
@@ -56,8 +58,10 @@ pub(super) fn wait(run: &mut Run, before: &Observed, has_failed: bool) -> Back {
     loop {
         let Ok(now) = run.observe() else { return Back::Partly };
         let seen = Seen::of(before, &now);
-        if let Some(back) = comeback.judge(&seen, Instant::now()) {
-            return back;
+        match comeback.judge(&seen, Instant::now()) {
+            Some(Back::Lasting) if is_mute(run, before) => return Back::Mute,
+            Some(back) => return back,
+            None => {}
         }
         let hangs = seen.listens && now.service.active == "activating";
         if hangs && !is_told && begun.elapsed() > TRIES {
@@ -70,6 +74,19 @@ pub(super) fn wait(run: &mut Run, before: &Observed, has_failed: bool) -> Back {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Nothing runs behind a socket before somebody connects, so somebody does. That there is no answer says
+/// nothing, where a packet filter lets nobody in from here; that a start fails does.
+fn is_mute(run: &Run, before: &Observed) -> bool {
+    let fails = |unit: &Unit| unit.active == "failed" || unit.sub.starts_with("auto-restart");
+    let on_demand = before.socket.is_active() && before.is_started_by_socket(&before.service);
+    if !on_demand || fails(&before.service) {
+        return false;
+    }
+    let answers = run.machine.greet(&held(before), before);
+    !answers.is_ok_and(|faults| faults.is_empty())
+        && run.observe().is_ok_and(|now| fails(&now.service) || !now.socket.is_active())
 }
 
 /// What a look at the host shows.

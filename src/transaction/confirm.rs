@@ -150,7 +150,10 @@ fn not_through(id: &str, terms: &Terms) -> Error {
     Refusal::new(
         "not-through-the-trial",
         "this session did not come in through the new listener, so it proves nothing",
-        format!("open a new session through it: {}", command(terms, id)),
+        format!(
+            "open a new session through it, one that ssh does not share with an older one (-S none): {}",
+            command(terms, id).replacen("ssh ", "ssh -S none ", 1)
+        ),
     )
     .into()
 }

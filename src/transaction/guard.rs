@@ -239,15 +239,27 @@ pub fn clear_up(machine: &dyn Machine) {
             tracing::debug!(%error, "left of {id}");
         }
     }
-    for path in machine.files().list(Path::new(STATE)) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(id) = name.strip_suffix(".harden") else { continue };
-        if let Ok(records) = journal::read(machine.files(), id)
-            && !journal::is_open(&records)
-        {
-            stand_down(machine, id, &records);
+    let listening = machine.bridges().unwrap_or_default();
+    let pinned = files.list(Path::new(STATE)).into_iter();
+    let mut left: BTreeSet<String> = pinned.filter_map(|path| id_of(&path, ".harden")).collect();
+    left.extend(listening.iter().filter_map(|unit| bridge::id_of(unit)));
+    for id in left {
+        let Ok(records) = journal::read(files, &id) else { continue };
+        let listens = || listening.iter().any(|unit| bridge::id_of(unit).as_ref() == Some(&id));
+        if journal::is_open(&records) {
+            continue;
+        }
+        // Of a journal that is lost it is not known whether the change was over.
+        if !journal::has_begun(&records) && listens() {
+            rollback::without_a_journal(machine, &id);
+        } else {
+            stand_down(machine, &id, &records);
         }
     }
+}
+
+fn id_of(path: &Path, suffix: &str) -> Option<String> {
+    Some(path.file_name()?.to_str()?.strip_suffix(suffix)?.to_owned())
 }
 
 /// Whether a process that systemd knows of works on a transaction.

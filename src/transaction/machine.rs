@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::observe::{self, Ahead, Observed, PRIVSEP};
-use crate::plan::Expectation;
+use crate::plan::{Expectation, Role};
 use crate::sys::process::Process;
 use crate::sys::service::StopRequest;
 use crate::sys::systemd::{GONE, Start, Systemd};
@@ -67,8 +67,12 @@ pub trait Machine {
     /// Starts an sshd of harden's own, or finds it running; it holds all its endpoints when this
     /// returns.
     fn listen(&self, sshd: &OwnSshd) -> Result<Process>;
+    /// Makes sure that sshd would start with these arguments.
+    fn accepts(&self, sshd: &OwnSshd) -> Result<()>;
     /// Ends such an sshd where it runs; its sessions live on.
     fn silence(&self, unit: &str) -> Result<()>;
+    /// The units of all bridges that run.
+    fn bridges(&self) -> Result<Vec<String>>;
     /// Starts a service that runs for as long as a bridge that outlives this process, or finds it running.
     fn keep(&self, unit: &str, command: &[String]) -> Result<()>;
     /// Arms a timer that runs a command after some time, whatever becomes of this process.
@@ -472,6 +476,13 @@ impl Machine for RealMachine {
         }
     }
 
+    fn accepts(&self, sshd: &OwnSshd) -> Result<()> {
+        let what = format!("{} would not start", sshd.unit);
+        let program = observe::sshd_program().ok_or_else(|| SysError::new(&what, "no sshd"))?;
+        let ran = Command::new(&program).arg("-t").args(&sshd.args).run()?;
+        if ran.status == 0 { Ok(()) } else { Err(SysError::new(what, ran.stderr.trim())) }
+    }
+
     fn silence(&self, unit: &str) -> Result<()> {
         // One that does not run may still be about to start.
         if !self.unit(unit)?.exists() {
@@ -482,6 +493,12 @@ impl Machine for RealMachine {
             Err(_) if !self.unit(unit)?.exists() => Ok(()),
             other => other,
         }
+    }
+
+    fn bridges(&self) -> Result<Vec<String>> {
+        let patterns = [Role::Trial, Role::Rescue].map(|role| format!("harden-{role}-*.service"));
+        let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+        self.with(|systemd| systemd.active_units(&patterns))
     }
 
     fn keep(&self, unit: &str, command: &[String]) -> Result<()> {

@@ -148,15 +148,22 @@ pub(crate) fn earlier_lines(tree: &ConfigTree) -> Vec<Directive> {
 /// # Errors
 /// Refuses one that sshd does not read as it is.
 pub(crate) fn without_harden(observed: &Observed) -> Result<ConfigTree, Refusal> {
-    match &observed.effective {
-        Verdict::Invalid(said) => Err(Refusal::new(
-            "config-invalid",
-            format!("sshd refuses the present configuration:\n{}", with_place(observed, said)),
-            "put that right first (sshd -t tells more); harden will not build on a configuration \
-             that sshd cannot read",
-        )),
-        Verdict::Valid(_) | Verdict::Unseen(_) => Ok(bare(&observed.config)),
-    }
+    refuse_invalid(observed)?;
+    Ok(bare(&observed.config))
+}
+
+/// An sshd that runs with a configuration that it does not read any more would not come back.
+///
+/// # Errors
+/// A refusal with sshd's words.
+pub(crate) fn refuse_invalid(observed: &Observed) -> Result<(), Refusal> {
+    let Verdict::Invalid(said) = &observed.effective else { return Ok(()) };
+    Err(Refusal::new(
+        "config-invalid",
+        format!("sshd refuses the present configuration:\n{}", with_place(observed, said)),
+        "put that right first (sshd -t tells more); harden will not build on a configuration \
+         that sshd cannot read",
+    ))
 }
 
 /// What sshd says of its files, behind the place where it names none: of an Include that leads back to itself

@@ -97,8 +97,10 @@ pub(crate) fn refuse_refusing<'s>(
     };
     for unit in [&observed.service, &observed.socket] {
         let name = &unit.name;
-        let starts =
-            ops.iter().any(|op| matches!(op, Op::Start(unit) | Op::Restart(unit) if unit == name));
+        let is_started = |name: &str| {
+            ops.iter().any(|op| matches!(op, Op::Start(unit) | Op::Restart(unit) if unit == name))
+        };
+        let starts = is_started(name);
         let stops = ops.iter().any(|op| matches!(op, Op::Stop(unit) if unit == name));
         if unit.refuses && (starts || stops) {
             return Err(Refusal::new(
@@ -110,6 +112,8 @@ pub(crate) fn refuse_refusing<'s>(
                 format!("see which file says so (systemctl cat {name}), and change that first"),
             ));
         }
+        let starts =
+            starts || (observed.is_started_by_socket(unit) && is_started(&observed.socket.name));
         if starts && unit.is_masked() && !mended(name) {
             return Err(Refusal::new(
                 "masked",
@@ -202,22 +206,27 @@ fn lost(observed: &Observed, process: &Process) -> Refusal {
 fn other_sshd(listener: &Listener, process: &Process) -> Refusal {
     let at = SocketAddr::new(listener.address, listener.port);
     let Process { name, pid, unit, .. } = process;
-    let (place, hint) = if unit.ends_with(".service") {
-        (format!(" of {unit}"), format!("systemctl disable --now {unit}"))
+    let unneeded = |end: String| format!("end it first if you do not need it: {end}");
+    let (place, hint) = if unit.starts_with("harden-") {
+        // Of a transaction whose journal is lost, and perhaps all that listens.
+        let hint = "`harden rollback` has sshd's own unit take its place".to_owned();
+        (format!(" of {unit}"), hint)
+    } else if unit.ends_with(".service") {
+        (format!(" of {unit}"), unneeded(format!("systemctl disable --now {unit}")))
     } else {
-        (String::new(), format!("kill {pid}"))
+        (String::new(), unneeded(format!("kill {pid}")))
     };
     Refusal::new(
         "other-listener",
         format!("another SSH server listens on {at}: {name} (pid {pid}){place}"),
-        format!("end it first if you do not need it: {hint}"),
+        hint,
     )
 }
 
 /// A port that a program other than sshd holds cannot be had.
-pub(super) fn refuse_taken(observed: &Observed, listening: &Listening) -> Result<(), Refusal> {
+pub(crate) fn refuse_taken(observed: &Observed, endpoints: &[SocketAddr]) -> Result<(), Refusal> {
     let taken = |listener: &&Listener| {
-        !listener.ssh && listening.endpoints.iter().any(|endpoint| collides(listener, endpoint))
+        !listener.ssh && endpoints.iter().any(|endpoint| collides(listener, endpoint))
     };
     // Without root nobody's sockets can be told apart: leave it to the run that has root.
     let Some(listener) =

@@ -8,7 +8,7 @@
 mod conflicts;
 mod drop_ins;
 
-pub(crate) use conflicts::{refuse_blocked, refuse_refusing, refuse_unread};
+pub(crate) use conflicts::{refuse_blocked, refuse_refusing, refuse_taken, refuse_unread};
 pub(crate) use drop_ins::sparing_sessions;
 
 use std::collections::BTreeSet;
@@ -59,7 +59,7 @@ pub(crate) fn transition(
 ) -> Result<Transition, Refusal> {
     conflicts::refuse_blocked(observed)?;
     let leftovers = conflicts::leftovers(observed, listening)?;
-    conflicts::refuse_taken(observed, listening)?;
+    conflicts::refuse_taken(observed, &listening.endpoints)?;
     let planner = Planner { observed, listening, files_change: !files.is_empty(), leftovers };
     let transition = match listening.mode {
         Mode::Service => planner.toward_service(),

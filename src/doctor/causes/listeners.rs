@@ -125,6 +125,19 @@ fn elsewhere(sight: &Sight) -> Finding {
             )),
             look("PrivateNetwork= or NetworkNamespacePath="),
         ),
+        _ if !sight.astray && sight.missing.iter().all(|at| !at.ip().is_unspecified()) => finding(
+            "late-address",
+            format!(
+                "{name} started before {} could be had, and listens without it",
+                list(&sight.missing)
+            ),
+            evidence(format!(
+                "sshd (pid {}) has its other listeners; after the next boot it may be so again, unless \
+                 `socket: enabled` has the address bound beforehand",
+                service.main_pid
+            )),
+            command(format!("systemctl restart {name}")),
+        ),
         _ => finding(
             "kept-socket",
             format!(
@@ -200,6 +213,9 @@ fn taken(sight: &Sight) -> Vec<Finding> {
             }
             let owner = &listener.owner;
             let stop = match owner {
+                Owner::Process(process) if process.unit.starts_with("harden-") => {
+                    format!("`harden rollback` has {service} take its place")
+                }
                 Owner::Process(process) if !process.unit.is_empty() => {
                     format!("stop it (systemctl stop {})", process.unit)
                 }

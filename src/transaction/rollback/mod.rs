@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub use self::undo::changed;
 use self::undo::{Undo, undo};
 pub(super) use self::undo::{enabled_or_disabled, files, put_back};
-use self::way::{Way, listen_where_nobody_does};
+use self::way::{Way, listen_where_nobody_does, trial_listens};
 use super::comeback::RESTART;
 use super::journal::Record;
 use super::machine::{JOB, LISTENERS, Machine};
@@ -135,6 +135,9 @@ pub(super) fn without_a_journal(machine: &dyn Machine, id: &str) {
         tracing::error!(%error, "what listens stays");
         return;
     }
+    tracing::warn!(
+        "the journal of transaction {id} is lost: what it had listen has made way for sshd's own units"
+    );
     guard::stand_down(machine, id, &[]);
 }
 
@@ -148,11 +151,18 @@ fn start_what_is_enabled(machine: &dyn Machine, id: &str) -> std::result::Result
     if let Some(why) = now.obstacle(&[&owner.name]) {
         return Err(SysError::new(format!("cannot start {}", owner.name), why).into());
     }
+    let mut silenced = Vec::new();
     for role in [Role::Trial, Role::Rescue] {
-        machine.silence(&bridge::unit(id, role))?;
+        let unit = bridge::unit(id, role);
+        silenced.extend(bridge::seen(&machine.unit(&unit)?, &now));
+        machine.silence(&unit)?;
     }
     machine.silence(&bridge::keeper(id))?;
-    Ok(machine.job("StartUnit", &owner.name, JOB)?)
+    let started = machine.job("StartUnit", &owner.name, JOB);
+    for sshd in silenced.iter().filter(|_| started.is_err()) {
+        machine.listen(sshd)?;
+    }
+    Ok(started?)
 }
 
 /// Nothing can be promised any more but a way in: the rescue listens wherever the old listeners
@@ -163,7 +173,11 @@ fn stuck(run: &mut Run, cause: &str, left: Vec<String>) -> Outcome {
         Ok(true) => run.note("a rescue listener with the old configuration holds the old port"),
         Err(error) => {
             tracing::error!(%error, "no rescue listener");
-            run.note("a rescue listener with the old configuration waits for the old port");
+            run.note(if trial_listens(run) {
+                "the new listener stays: neither the old sshd would start nor a rescue"
+            } else {
+                "a rescue listener with the old configuration waits for the old port"
+            });
         }
     }
     tracing::error!("transaction {} could not be taken back: {}", run.id, left.join("; "));

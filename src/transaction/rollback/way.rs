@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::undo::{Undo, is_edited, put_back};
+use crate::concern::listening::configured;
 use crate::error::Error;
 use crate::observe::{Observed, Owner};
 use crate::plan::{self, Bridge, Op, Role, held};
@@ -12,6 +13,7 @@ use crate::sys::fault::point;
 use crate::sys::units::Unit;
 use crate::sys::{Image, Result};
 use crate::transaction::comeback::{self, Back};
+use crate::transaction::journal::Record;
 use crate::transaction::machine::JOB;
 use crate::transaction::run::Run;
 use crate::transaction::steps::forgive;
@@ -91,14 +93,16 @@ impl<'r, 'm> Way<'r, 'm> {
             self.put_back(path, image, undo.written.get(path));
         }
         let spared = self.spare_sessions(&before);
-        if undo.unit_files || spared {
+        // What keeps it from ending may be mended, and systemd has not read it yet.
+        let again = self.run.has(|record| matches!(record, Record::Stuck { .. }));
+        if undo.unit_files || spared || again {
             let reloaded = self.run.machine.reload();
             self.attempt(reloaded);
         }
         self.pass(format_args!("rollback.reloaded"));
         // Then nothing would listen until a start has failed.
         let refused = units && self.is_refused();
-        if !apart {
+        if !(apart || refused && self.is_last(&before)) {
             self.drop_bridge(Role::Trial);
         }
         if !refused {
@@ -125,6 +129,12 @@ impl<'r, 'm> Way<'r, 'm> {
             true => Back::Unsteady,
             false => comeback::wait(self.run, before, has_failed),
         };
+        if back == Back::Mute {
+            let name = &before.service.name;
+            self.failures.push(format!(
+                "{name} does not start when somebody connects: systemctl status {name}"
+            ));
+        }
         if back != Back::Lasting {
             self.call_off(before, back);
             if let Err(error) = listen_where_nobody_does(self.run) {
@@ -151,9 +161,28 @@ impl<'r, 'm> Way<'r, 'm> {
         }
     }
 
+    /// Where neither the old sshd would start nor a rescue, the trial is the last that listens.
+    fn is_last(&self, before: &Observed) -> bool {
+        let rescue = Bridge { role: Role::Rescue, endpoints: held(before) };
+        match bridge::check(self.run, &rescue) {
+            Ok(()) => false,
+            Err(error) => {
+                tracing::error!(%error, "a rescue listener would not start either");
+                true
+            }
+        }
+    }
+
     /// Somebody has edited files of sshd's or its unit's meanwhile so that it does not start any more.
     fn is_refused(&mut self) -> bool {
-        let Ok(now) = self.run.observe() else { return false };
+        let now = match self.run.observe() {
+            Ok(now) => now,
+            // What becomes of a start could not be seen either.
+            Err(error) => {
+                self.failures.push(error.to_string());
+                return true;
+            }
+        };
         let mut why = self.obstacle(&now);
         // Mended, and systemd has not read it yet.
         if why.is_some() && (now.socket.needs_reload || now.service.needs_reload) {
@@ -169,7 +198,27 @@ impl<'r, 'm> Way<'r, 'm> {
     fn obstacle(&self, now: &Observed) -> Option<String> {
         let owners = [&self.run.before.socket, &self.run.before.service].into_iter();
         let owners = owners.filter(|unit| unit.is_active()).map(|unit| unit.name.as_str());
-        now.obstacle(&owners.collect::<Vec<_>>())
+        let owners: Vec<_> = owners.collect();
+        now.obstacle(&owners).or_else(|| self.elsewhere(now, owners.first()?))
+    }
+
+    /// Somebody has edited where sshd listens: it would start, and not be back.
+    fn elsewhere(&self, now: &Observed, owner: &str) -> Option<String> {
+        let before = &self.run.before;
+        let would_listen = |host: &Observed| match host.effective.valid() {
+            _ if owner == before.socket.name => configured(host),
+            Some(effective) => effective.listen(),
+            None => Vec::new(),
+        };
+        let (then, there) = (would_listen(before), would_listen(now));
+        let is_lost = |at: &SocketAddr| then.contains(at) && !there.contains(at);
+        let lost = held(before).into_iter().find(is_lost).filter(|_| !there.is_empty())?;
+        let there: Vec<String> = there.iter().map(ToString::to_string).collect();
+        Some(format!(
+            "{owner} would listen on {}, and not on {lost} any more: put Port and ListenAddress back as \
+             they were",
+            there.join(", ")
+        ))
     }
 
     /// The old owners have never let go; or, after a reboot, the old state is back already.
@@ -274,7 +323,8 @@ impl<'r, 'm> Way<'r, 'm> {
         let comes_and_goes = back == Back::Unsteady && !before.socket.is_active();
         for unit in [&before.socket, &before.service].into_iter().filter(|unit| unit.exists()) {
             let now = self.run.machine.unit(&unit.name);
-            if now.is_ok_and(|now| now.is_on_its_way() || (comes_and_goes && now.is_active())) {
+            let ends = |now: &Unit| now.is_active() && (comes_and_goes || back == Back::Mute);
+            if now.is_ok_and(|now| now.is_on_its_way() || ends(&now)) {
                 let stopped = self.run.machine.job("StopUnit", &unit.name, JOB);
                 self.attempt(stopped);
             }
@@ -288,9 +338,19 @@ pub(super) fn listen_where_nobody_does(run: &Run) -> std::result::Result<bool, E
     let endpoints: Vec<_> = held(&run.before).into_iter().filter(|at| !now.contains(at)).collect();
     let is_needed = !endpoints.is_empty();
     if is_needed {
-        bridge::listen_at_last(run, &Bridge { role: Role::Rescue, endpoints })?;
+        let rescue = Bridge { role: Role::Rescue, endpoints };
+        // It is tried for ever where nobody has its port.
+        if trial_listens(run) && run.bridge(Role::Rescue).is_none() {
+            bridge::check(run, &rescue)?;
+        }
+        bridge::listen_at_last(run, &rescue)?;
     }
     Ok(is_needed)
+}
+
+/// Whether the trial does still.
+pub(super) fn trial_listens(run: &Run) -> bool {
+    run.machine.unit(&bridge::unit(&run.id, Role::Trial)).is_ok_and(|unit| unit.is_active())
 }
 
 /// Where the two units listen, without one that just stops: that takes its time, and then nobody does.

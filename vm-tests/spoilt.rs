@@ -1,0 +1,165 @@
+//! What somebody spoils or loses, so that sshd would not start again: nothing is begun on it, whoever listens
+//! goes on listening, and once it is mended everything comes back.
+
+use crate::gap::Watch;
+use crate::machine::{Machine, Suite};
+use crate::operator::{MOVE, socket_system};
+use crate::state::{Want, assert_closed, assert_over, assert_state, unchanged, wait_until_idle};
+use crate::wayback::{SAME_PORT, lets_in};
+
+const DROP_IN: &str = "/etc/systemd/system/ssh.service.d/bad.conf";
+
+/// Ends a change on the port itself that somebody spoils meanwhile, so that it cannot be taken back.
+#[track_caller]
+fn spoil(machine: &Machine, command: &str) -> String {
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("8s");
+    machine.sh(command);
+    assert_eq!(machine.background_end(), 5);
+    // The guard tries it again.
+    machine.wait_for(
+        "guard",
+        "! systemctl is-active -q 'harden-guard-*.timer' 'harden-guard-*.service'",
+    );
+    lets_in(machine, command);
+    machine.root().read("/root/apply.log").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[track_caller]
+fn comes_back(mut machine: Machine, want: &Want) {
+    machine.exec("harden rollback -y").code(0);
+    assert_closed(&machine);
+    assert_over(&mut machine, want);
+}
+
+/// Neither would sshd start again, nor a rescue with its files.
+#[test]
+fn the_configuration_before_a_rollback() {
+    let opts = "sed -i 's/^SSHD_OPTS=.*/SSHD_OPTS=\"-o Bogus=1\"/' /etc/default/ssh";
+    for (suite, spoil, mend) in [
+        (
+            Suite::Trixie,
+            "echo Bogus yes >> /etc/ssh/sshd_config",
+            "sed -i /^Bogus/d /etc/ssh/sshd_config",
+        ),
+        (Suite::Bookworm, opts, "sed -i 's/^SSHD_OPTS=.*/SSHD_OPTS=/' /etc/default/ssh"),
+    ] {
+        let by_socket = suite == Suite::Trixie;
+        let machine = if by_socket { socket_system(suite) } else { Machine::boot(suite, |_| {}) };
+        machine.spec(SAME_PORT);
+        machine.apply().code(0);
+        machine.sh(spoil);
+        let refused = unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+        assert!(refused.stderr.to_lowercase().contains("bogus"), "{refused:?}");
+        lets_in(&machine, spoil);
+        machine.sh(mend);
+        machine.exec("harden rollback -y").code(0);
+        assert_state(&machine, &if by_socket { Want::socket(22) } else { Want::service(22) });
+    }
+}
+
+/// Files to go back to that sshd does not read, and a port to go back to that is somebody else's by now.
+#[test]
+fn what_a_rollback_would_go_back_to() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec(MOVE);
+    machine.apply().code(0);
+    machine.sh("systemd-run --quiet --unit=other nc -lk 0.0.0.0 22");
+    machine.wait_for("a listener", "ss -Hltn | grep -q 0.0.0.0:22");
+    let refused = unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+    assert!(refused.stderr.contains("port 22 is taken"), "{refused:?}");
+    machine.sh("systemctl stop other.service");
+    machine.exec("harden rollback -y").code(0);
+    assert_state(&machine, &Want::service(22));
+}
+
+/// Behind a socket nothing has to run when a way back ends; but it has to when somebody connects. What is mended
+/// is read, also where nobody has told systemd.
+#[test]
+fn the_sshd_behind_the_socket() {
+    for suite in [Suite::UbuntuLike, Suite::Trixie] {
+        for (line, why) in [
+            ("[Unit]\\nRequires=nope.service\\n", "ssh.service needs nope.service"),
+            ("[Service]\\nExecStartPre=/bin/false\\n", "does not start when somebody connects"),
+        ] {
+            let machine = socket_system(suite);
+            machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
+            let said = spoil(
+                &machine,
+                &format!(
+                    "mkdir -p $(dirname {DROP_IN}); printf '{line}' > {DROP_IN}; systemctl daemon-reload"
+                ),
+            );
+            assert!(said.contains(why), "{said}");
+            machine.sh(&format!("rm {DROP_IN}"));
+            comes_back(machine, &Want::socket(22));
+        }
+    }
+}
+
+/// What the socket would start is asked for before it is stopped.
+#[test]
+fn the_sshd_behind_the_socket_before_a_change() {
+    let machine = socket_system(Suite::UbuntuLike);
+    machine.ssh(22, "true").code(0);
+    machine.root().write(DROP_IN, "[Unit]\nRequires=nope.service\n");
+    machine.sh("systemctl daemon-reload");
+    machine.spec(SAME_PORT);
+    let refused = unchanged(&machine, || machine.apply().code(1));
+    assert!(refused.stderr.contains("ssh.service needs nope.service"), "{refused:?}");
+    lets_in(&machine, "after the refusal");
+}
+
+/// Neither the old sshd would start nor a rescue: the trial is the last that listens.
+#[test]
+fn host_keys_and_sshd_itself() {
+    for (gone, back) in [
+        ("mkdir /root/k; mv /etc/ssh/ssh_host_* /root/k", "mv /root/k/* /etc/ssh"),
+        ("mv /usr/sbin/sshd /root/sshd", "mv /root/sshd /usr/sbin/sshd"),
+    ] {
+        let machine = Machine::boot(Suite::Trixie, |_| {});
+        spoil(&machine, gone);
+        machine.exec("harden rollback -y").code(5);
+        lets_in(&machine, "after another try");
+        machine.sh(back);
+        comes_back(machine, &Want::service(22));
+    }
+}
+
+/// sshd is to listen elsewhere by now: the rescue has the old port, and each try leaves it there.
+#[test]
+fn where_sshd_listens() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    let said = spoil(&machine, "echo Port 2022 >> /etc/ssh/sshd_config");
+    assert!(said.contains("0.0.0.0:2022, and not on 0.0.0.0:22"), "{said}");
+    let watch = Watch::table(&machine, &[22]);
+    machine.exec("harden rollback -y").code(5);
+    let seen = watch.end();
+    assert!(seen.gaps.is_empty(), "{seen:?}");
+    machine.sh("sed -i '/^Port 2022/d' /etc/ssh/sshd_config");
+    comes_back(machine, &Want::service(22));
+}
+
+/// A journal is torn, or the whole state folder gone, and nobody works on the change any more.
+#[test]
+fn the_journal_and_the_state_folder() {
+    for lose in ["truncate -s 50 /var/lib/harden/*.journal", "rm -rf /var/lib/harden"] {
+        let mut machine = Machine::boot(Suite::Bookworm, |_| {});
+        machine.spec(SAME_PORT);
+        machine.apply_in_background("300s");
+        machine.sh(&format!("systemctl mask ssh.service; {lose}"));
+        machine.kill_worker();
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let planned = machine.exec("harden plan spec.yaml").code(1);
+        assert!(planned.stderr.contains("harden rollback"), "{planned:?}");
+        // Neither takes the only listener away while its owner cannot start.
+        machine.exec("harden rollback -y").code(1);
+        lets_in(&machine, "after a rollback");
+        machine.apply().code(1);
+        lets_in(&machine, "after an apply");
+        machine.sh("systemctl unmask ssh.service");
+        machine.exec("harden rollback -y").code(1);
+        wait_until_idle(&machine);
+        assert_over(&mut machine, &Want::service(22));
+    }
+}
