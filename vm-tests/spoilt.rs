@@ -77,24 +77,66 @@ fn what_a_rollback_would_go_back_to() {
 /// is read, also where nobody has told systemd.
 #[test]
 fn the_sshd_behind_the_socket() {
-    for suite in [Suite::UbuntuLike, Suite::Trixie] {
-        for (line, why) in [
-            ("[Unit]\\nRequires=nope.service\\n", "ssh.service needs nope.service"),
-            ("[Service]\\nExecStartPre=/bin/false\\n", "does not start when somebody connects"),
-        ] {
-            let machine = socket_system(suite);
-            machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
-            let said = spoil(
-                &machine,
-                &format!(
-                    "mkdir -p $(dirname {DROP_IN}); printf '{line}' > {DROP_IN}; systemctl daemon-reload"
-                ),
-            );
-            assert!(said.contains(why), "{said}");
-            machine.sh(&format!("rm {DROP_IN}"));
-            comes_back(machine, &Want::socket(22));
-        }
+    let fails = "ssh.service does not start when somebody connects";
+    for (suite, line, why) in [
+        (Suite::UbuntuLike, "[Unit]\nRequires=nope.service\n", "ssh.service needs nope.service"),
+        (Suite::UbuntuLike, "[Service]\nExecStartPre=/bin/false\n", fails),
+        (Suite::Trixie, "[Service]\nExecStartPre=/bin/sh -c 'sleep 3; exit 1'\n", fails),
+        (
+            Suite::Trixie,
+            "[Service]\nExecStartPre=/bin/sleep infinity\n",
+            "ssh.service does not come up",
+        ),
+    ] {
+        let machine = socket_system(suite);
+        machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
+        let said = spoil(&machine, &with_drop_in(DROP_IN, line));
+        assert!(said.contains(why), "{said}");
+        machine.sh(&format!("rm {DROP_IN}"));
+        comes_back(machine, &Want::socket(22));
     }
+}
+
+/// The same where each connection has an sshd of its own.
+#[test]
+fn the_sshds_of_the_socket() {
+    let drop_in = "/etc/systemd/system/ssh@.service.d/bad.conf";
+    let line = "[Service]\nExecStartPre=/bin/false\n";
+    for (spoilt, mend, why) in [
+        (with_drop_in(drop_in, line), format!("rm {drop_in}"), "ssh@.service ends at once"),
+        (
+            "systemctl mask ssh@.service".to_owned(),
+            "systemctl unmask ssh@.service".to_owned(),
+            "ssh.socket needs ssh@.service, which is masked",
+        ),
+    ] {
+        let machine = socket_system(Suite::Bullseye);
+        let said = spoil(&machine, &spoilt);
+        assert!(said.contains(why), "{said}");
+        machine.sh(&mend);
+        comes_back(machine, &Want::socket(22));
+    }
+}
+
+/// The worker dies just when the socket is back: who goes on connects too.
+#[test]
+fn the_sshd_behind_the_socket_and_the_worker() {
+    let machine = socket_system(Suite::Trixie);
+    machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
+    let back = "until ss -Hltnp sport = 22 | grep -q '\"systemd\"'; do sleep 0.02; done";
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("8s");
+    machine.sh(&with_drop_in(DROP_IN, "[Service]\nExecStartPre=/bin/false\n"));
+    machine.exec(&format!("{back}; pkill -9 -f 'harden worker'"));
+    assert_eq!(machine.background_end(), 5);
+    lets_in(&machine, "after the way back");
+    machine.sh(&format!("rm {DROP_IN}"));
+    comes_back(machine, &Want::socket(22));
+}
+
+fn with_drop_in(path: &str, text: &str) -> String {
+    let text = text.replace('\n', "\\n").replace('\'', "'\\''");
+    format!("mkdir -p $(dirname {path}); printf '{text}' > {path}; systemctl daemon-reload")
 }
 
 /// What the socket would start is asked for before it is stopped.
@@ -162,4 +204,19 @@ fn the_journal_and_the_state_folder() {
         wait_until_idle(&machine);
         assert_over(&mut machine, &Want::service(22));
     }
+}
+
+/// The state folder is lost, and the sshd behind the socket would not start.
+#[test]
+fn the_state_folder_and_the_sshd_behind_the_socket() {
+    let mut machine = socket_system(Suite::Trixie);
+    machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
+    spoil(&machine, &with_drop_in(DROP_IN, "[Service]\nExecStartPre=/bin/false\n"));
+    machine.sh("rm -rf /var/lib/harden");
+    machine.exec("harden rollback -y").code(1);
+    lets_in(&machine, "after a rollback");
+    machine.sh(&format!("rm {DROP_IN}; systemctl daemon-reload"));
+    machine.exec("harden rollback -y").code(1);
+    wait_until_idle(&machine);
+    assert_over(&mut machine, &Want::socket(22));
 }

@@ -48,7 +48,7 @@ fn socket_units(systemd: &Systemd, socket: &Unit, sockets: &[Socket]) -> Result<
     if held.is_empty() {
         return Ok(units);
     }
-    for name in systemd.active_units(&["*.socket"])? {
+    for name in systemd.units("active", &["*.socket"])? {
         let unit = Unit::read(systemd, &name)?;
         let holds = name != socket.name && held.iter().any(|at| listens(&unit, *at));
         if holds && (name.contains("ssh") || starts_sshd(systemd, &unit)?) {

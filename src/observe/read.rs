@@ -176,6 +176,12 @@ fn lost_needs(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<(String, Strin
                 lost.push((unit.name.clone(), name.clone()));
             }
         }
+        if unit.accept {
+            let instance = Unit::read(systemd, &unit.name.replace(".socket", "@harden.service"))?;
+            if !instance.exists() || instance.is_masked() || instance.is_broken() {
+                lost.push((unit.name.clone(), unit.name.replace(".socket", "@.service")));
+            }
+        }
     }
     Ok(lost)
 }
@@ -186,7 +192,7 @@ fn lingering(files: &Files, systemd: &Systemd, socket: &Unit) -> Result<Vec<Stri
     if !socket.accept || files.exists(&drop_in) {
         return Ok(Vec::new());
     }
-    Ok(systemd.active_units(&[&socket.name.replace(".socket", "@*.service")])?)
+    Ok(systemd.units("active", &[&socket.name.replace(".socket", "@*.service")])?)
 }
 
 /// Files in which it stands that a unit is pulled in; links are no such files.

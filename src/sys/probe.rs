@@ -1,6 +1,7 @@
 //! Knocking on an SSH listener, and logging in, with the system's own client.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -44,11 +45,7 @@ pub enum Answer {
 /// The client asks for no authentication method, so nothing is logged as a failed password and no
 /// session starts. A wildcard address is reached over loopback.
 pub fn key_exchange(address: IpAddr, port: u16, known_hosts: &Path) -> Result<Answer> {
-    let target = match address {
-        IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
-        IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
-        other => other.to_string(),
-    };
+    let target = reachable(address).to_string();
     let knock = |from: &[String]| -> Result<Answer> {
         let output = client(known_hosts)
             .args(options(&["PreferredAuthentications=none", "PubkeyAuthentication=no"]))
@@ -75,6 +72,50 @@ pub fn key_exchange(address: IpAddr, port: u16, known_hosts: &Path) -> Result<An
         }
     }
     Ok(Answer::Failed("it turns every connection away".to_owned()))
+}
+
+/// Somebody who connects, and says nothing.
+#[derive(Debug)]
+pub struct Visitor(TcpStream);
+
+/// What came over a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// sshd speaks first (RFC 4253, section 4.2).
+    Something,
+    /// It was closed.
+    End,
+    /// Neither.
+    NothingYet,
+}
+
+impl Visitor {
+    /// Connects within a second, to a wildcard address over loopback; `None` where nobody takes the connection.
+    pub fn knock(at: SocketAddr) -> Option<Self> {
+        let at = SocketAddr::new(reachable(at.ip()), at.port());
+        let stream = TcpStream::connect_timeout(&at, Duration::from_secs(1)).ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some(Self(stream))
+    }
+
+    /// What has come so far.
+    pub fn hears(&self) -> Heard {
+        match self.0.peek(&mut [0]) {
+            Ok(0) => Heard::End,
+            Ok(_) => Heard::Something,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Heard::NothingYet,
+            Err(_) => Heard::End,
+        }
+    }
+}
+
+/// Where a wildcard address is reached from here.
+fn reachable(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        other => other,
+    }
 }
 
 /// How often an sshd that turns connections away is tried from another address.

@@ -294,8 +294,8 @@ impl Systemd {
         Ok(told?.max(made.unwrap_or_default()))
     }
 
-    /// Names of the loaded, active units that match any of the glob patterns.
-    pub fn active_units(&self, patterns: &[&str]) -> Result<Vec<String>> {
+    /// Names of the loaded units in a state (`ActiveState`) that match any of the glob patterns.
+    pub fn units(&self, state: &str, patterns: &[&str]) -> Result<Vec<String>> {
         type Row = (
             String,
             String,
@@ -312,7 +312,7 @@ impl Systemd {
         let rows: Vec<Row> = self.call(
             "cannot list units",
             "ListUnitsByPatterns",
-            (vec!["active".to_owned()], patterns),
+            (vec![state.to_owned()], patterns),
         )?;
         Ok(rows.into_iter().map(|row| row.0).collect())
     }

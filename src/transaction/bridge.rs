@@ -24,6 +24,9 @@ pub(super) fn unit(id: &str, role: Role) -> String {
     format!("harden-{role}-{id}.service")
 }
 
+/// The units of all bridges.
+pub(super) const PATTERNS: [&str; 2] = ["harden-trial-*.service", "harden-rescue-*.service"];
+
 /// The transaction whose bridge a unit is.
 pub(super) fn id_of(unit: &str) -> Option<String> {
     let of = |role: Role| unit.strip_prefix(&format!("harden-{role}-"))?.strip_suffix(".service");

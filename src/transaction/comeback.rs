@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::machine::{LISTENERS, STEADY};
+use super::on_demand;
 use super::run::Run;
 use crate::observe::Observed;
 use crate::plan::held;
@@ -37,7 +38,7 @@ const NONE: Patience =
     Patience { steady: Duration::ZERO, again: Duration::ZERO, rest: Duration::ZERO };
 
 /// What has become of the old owners.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Back {
     /// They have started, hold their listeners, and last.
     Lasting,
@@ -46,7 +47,7 @@ pub(super) enum Back {
     /// They have not started, or come and go.
     Unsteady,
     /// The socket listens, and the sshd behind it does not start when somebody connects.
-    Mute,
+    Mute(String),
 }
 
 /// Waits until they are, or it is plain that they are not. `has_failed`: something has, on the way back.
@@ -59,7 +60,10 @@ pub(super) fn wait(run: &mut Run, before: &Observed, has_failed: bool) -> Back {
         let Ok(now) = run.observe() else { return Back::Partly };
         let seen = Seen::of(before, &now);
         match comeback.judge(&seen, Instant::now()) {
-            Some(Back::Lasting) if is_mute(run, before) => return Back::Mute,
+            Some(Back::Lasting) => match on_demand::answers(run.machine, before) {
+                Ok(()) => return Back::Lasting,
+                Err(error) => return Back::Mute(error.to_string()),
+            },
             Some(back) => return back,
             None => {}
         }
@@ -74,19 +78,6 @@ pub(super) fn wait(run: &mut Run, before: &Observed, has_failed: bool) -> Back {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// Nothing runs behind a socket before somebody connects, so somebody does. That there is no answer says
-/// nothing, where a packet filter lets nobody in from here; that a start fails does.
-fn is_mute(run: &Run, before: &Observed) -> bool {
-    let fails = |unit: &Unit| unit.active == "failed" || unit.sub.starts_with("auto-restart");
-    let on_demand = before.socket.is_active() && before.is_started_by_socket(&before.service);
-    if !on_demand || fails(&before.service) {
-        return false;
-    }
-    let answers = run.machine.greet(&held(before), before);
-    !answers.is_ok_and(|faults| faults.is_empty())
-        && run.observe().is_ok_and(|now| fails(&now.service) || !now.socket.is_active())
 }
 
 /// What a look at the host shows.

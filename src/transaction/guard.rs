@@ -239,7 +239,7 @@ pub fn clear_up(machine: &dyn Machine) {
             tracing::debug!(%error, "left of {id}");
         }
     }
-    let listening = machine.bridges().unwrap_or_default();
+    let listening = machine.units("active", &bridge::PATTERNS).unwrap_or_default();
     let pinned = files.list(Path::new(STATE)).into_iter();
     let mut left: BTreeSet<String> = pinned.filter_map(|path| id_of(&path, ".harden")).collect();
     left.extend(listening.iter().filter_map(|unit| bridge::id_of(unit)));

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::observe::{self, Ahead, Observed, PRIVSEP};
-use crate::plan::{Expectation, Role};
+use crate::plan::Expectation;
+use crate::sys::probe::Visitor;
 use crate::sys::process::Process;
 use crate::sys::service::StopRequest;
 use crate::sys::systemd::{GONE, Start, Systemd};
@@ -71,8 +72,10 @@ pub trait Machine {
     fn accepts(&self, sshd: &OwnSshd) -> Result<()>;
     /// Ends such an sshd where it runs; its sessions live on.
     fn silence(&self, unit: &str) -> Result<()>;
-    /// The units of all bridges that run.
-    fn bridges(&self) -> Result<Vec<String>>;
+    /// The units in a state (`active`, `failed`) whose names match any of the patterns.
+    fn units(&self, state: &str, patterns: &[&str]) -> Result<Vec<String>>;
+    /// Connects to an endpoint, a wildcard over loopback; `None` where nobody takes the connection.
+    fn knock(&self, at: &SocketAddr) -> Option<Visitor>;
     /// Starts a service that runs for as long as a bridge that outlives this process, or finds it running.
     fn keep(&self, unit: &str, command: &[String]) -> Result<()>;
     /// Arms a timer that runs a command after some time, whatever becomes of this process.
@@ -495,10 +498,12 @@ impl Machine for RealMachine {
         }
     }
 
-    fn bridges(&self) -> Result<Vec<String>> {
-        let patterns = [Role::Trial, Role::Rescue].map(|role| format!("harden-{role}-*.service"));
-        let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
-        self.with(|systemd| systemd.active_units(&patterns))
+    fn units(&self, state: &str, patterns: &[&str]) -> Result<Vec<String>> {
+        self.with(|systemd| systemd.units(state, patterns))
+    }
+
+    fn knock(&self, at: &SocketAddr) -> Option<Visitor> {
+        Visitor::knock(*at)
     }
 
     fn keep(&self, unit: &str, command: &[String]) -> Result<()> {

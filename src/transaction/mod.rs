@@ -22,6 +22,7 @@ pub mod guard;
 pub mod journal;
 pub mod lock;
 pub mod machine;
+mod on_demand;
 mod permanent;
 mod rollback;
 mod run;

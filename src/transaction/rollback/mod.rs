@@ -21,7 +21,7 @@ use super::comeback::RESTART;
 use super::journal::Record;
 use super::machine::{JOB, LISTENERS, Machine};
 use super::run::Run;
-use super::{Outcome, bridge, guard};
+use super::{Outcome, bridge, guard, on_demand};
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner};
 use crate::plan::Role;
@@ -129,7 +129,7 @@ fn settled(run: &Run) -> std::result::Result<Observed, Error> {
 }
 
 /// The journal is gone, and with it what there was before. What listens goes on listening unless
-/// a unit of sshd's takes its place: one that is enabled, or else ssh.service.
+/// a unit of sshd's takes its place, and lets somebody in: one that is enabled, or else ssh.service.
 pub(super) fn without_a_journal(machine: &dyn Machine, id: &str) {
     if let Err(error) = start_what_is_enabled(machine, id) {
         tracing::error!(%error, "what listens stays");
@@ -145,7 +145,7 @@ fn start_what_is_enabled(machine: &dyn Machine, id: &str) -> std::result::Result
     let now = machine.observe()?;
     let units = [&now.socket, &now.service];
     if units.into_iter().any(Unit::is_active) {
-        return Ok(());
+        return Ok(on_demand::answers(machine, &now)?);
     }
     let owner = units.into_iter().find(|unit| unit.is_enabled()).unwrap_or(&now.service);
     if let Some(why) = now.obstacle(&[&owner.name]) {
@@ -157,12 +157,20 @@ fn start_what_is_enabled(machine: &dyn Machine, id: &str) -> std::result::Result
         silenced.extend(bridge::seen(&machine.unit(&unit)?, &now));
         machine.silence(&unit)?;
     }
-    machine.silence(&bridge::keeper(id))?;
     let started = machine.job("StartUnit", &owner.name, JOB);
-    for sshd in silenced.iter().filter(|_| started.is_err()) {
-        machine.listen(sshd)?;
+    let answers = || Ok(on_demand::answers(machine, &machine.observe()?)?);
+    let started = started.map_err(Error::from).and_then(|()| answers());
+    if started.is_err() && !silenced.is_empty() {
+        for unit in units.into_iter().filter(|unit| unit.exists()) {
+            if let Err(error) = machine.job("StopUnit", &unit.name, JOB) {
+                tracing::warn!(%error, "it may be in the way");
+            }
+        }
+        for sshd in &silenced {
+            machine.listen(sshd)?;
+        }
     }
-    Ok(started?)
+    started
 }
 
 /// Nothing can be promised any more but a way in: the rescue listens wherever the old listeners

@@ -17,7 +17,7 @@ use crate::transaction::journal::Record;
 use crate::transaction::machine::JOB;
 use crate::transaction::run::Run;
 use crate::transaction::steps::forgive;
-use crate::transaction::{along, bridge};
+use crate::transaction::{along, bridge, on_demand};
 
 /// The way back as it is gone: on past failures, which are kept.
 pub(super) struct Way<'r, 'm> {
@@ -68,7 +68,10 @@ impl<'r, 'm> Way<'r, 'm> {
         self.pass(format_args!("rollback.begun"));
         self.withdraw(&before);
         // Somebody may have stopped the old owner, which nothing of harden's has touched yet.
-        let units = !self.still_runs(&before, undo.ended) && (undo.units || !self.holds(&before));
+        // Where a socket of harden's own starting is back, it may be one of a worker that died just then.
+        let is_back = self.still_runs(&before, undo.ended)
+            && (!undo.units || on_demand::answers(self.run.machine, &before).is_ok());
+        let units = !is_back && (undo.units || !self.holds(&before));
         if units {
             along::remember_all(self.run);
         }
@@ -129,14 +132,11 @@ impl<'r, 'm> Way<'r, 'm> {
             true => Back::Unsteady,
             false => comeback::wait(self.run, before, has_failed),
         };
-        if back == Back::Mute {
-            let name = &before.service.name;
-            self.failures.push(format!(
-                "{name} does not start when somebody connects: systemctl status {name}"
-            ));
+        if let Back::Mute(why) = &back {
+            self.failures.push(why.clone());
         }
         if back != Back::Lasting {
-            self.call_off(before, back);
+            self.call_off(before, &back);
             if let Err(error) = listen_where_nobody_does(self.run) {
                 tracing::error!(%error, "no rescue listener; the trial stays");
                 self.failures.push(error.to_string());
@@ -318,12 +318,13 @@ impl<'r, 'm> Way<'r, 'm> {
 
     /// Calls off what systemd still tries to start, or starts again and again: it would be in the way of the
     /// rescue, and take its port.
-    fn call_off(&mut self, before: &Observed, back: Back) {
+    fn call_off(&mut self, before: &Observed, back: &Back) {
         // Behind a socket sshd comes and goes with the connections.
-        let comes_and_goes = back == Back::Unsteady && !before.socket.is_active();
+        let comes_and_goes = *back == Back::Unsteady && !before.socket.is_active();
         for unit in [&before.socket, &before.service].into_iter().filter(|unit| unit.exists()) {
             let now = self.run.machine.unit(&unit.name);
-            let ends = |now: &Unit| now.is_active() && (comes_and_goes || back == Back::Mute);
+            let ends =
+                |now: &Unit| now.is_active() && (comes_and_goes || matches!(back, Back::Mute(_)));
             if now.is_ok_and(|now| now.is_on_its_way() || ends(&now)) {
                 let stopped = self.run.machine.job("StopUnit", &unit.name, JOB);
                 self.attempt(stopped);

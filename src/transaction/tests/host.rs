@@ -17,6 +17,7 @@ use crate::plan::Expectation;
 use crate::sshd::{ConfigFile, ConfigTree, Effective};
 use crate::sys::fault;
 use crate::sys::files::Meta;
+use crate::sys::probe::Visitor;
 use crate::sys::process::Process;
 use crate::sys::transient::OwnSshd;
 use crate::sys::units::Unit;
@@ -394,9 +395,12 @@ impl Machine for Fake {
         })
     }
 
-    fn bridges(&self) -> Result<Vec<String>> {
-        let host = self.host.borrow();
-        Ok(host.active.keys().filter(|unit| unit.starts_with("harden-")).cloned().collect())
+    fn units(&self, _: &str, _: &[&str]) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    fn knock(&self, _: &SocketAddr) -> Option<Visitor> {
+        None
     }
 
     fn keep(&self, unit: &str, _: &[String]) -> Result<()> {
