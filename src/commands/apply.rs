@@ -39,6 +39,13 @@ pub(super) struct Ended {
     pub(super) error: Option<ErrorReport>,
 }
 
+/// What has become of a transaction whose journal is lost.
+pub(super) fn taken_over(id: &str) -> String {
+    format!(
+        "the journal of transaction {id} is lost; sshd's own unit has taken its listener's place"
+    )
+}
+
 /// `harden apply`.
 pub(crate) fn apply_command(args: &ApplyArgs, format: Format) -> u8 {
     if args.on.is_some() {
@@ -110,7 +117,9 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
             Err(ended) => return Ok(*ended),
         };
     }
-    guard::clear_up(&machine);
+    for id in guard::clear_up(&machine)? {
+        tracing::warn!("{}", taken_over(&id));
+    }
     let look = |ahead| machine.observe_with(ahead);
     let observed = at_rest(ahead(&spec), || ahead(&spec), look)?;
     if let Some(saved) = &saved {

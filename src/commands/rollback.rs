@@ -15,7 +15,9 @@ use harden::transaction::machine::{Machine, RealMachine};
 use harden::transaction::{self, Lock, Outcome, front, guard};
 use harden::{validate, verify};
 
-use super::apply::{Ended, carry_out, connect_directly, ended, length, report, show, terms, watch};
+use super::apply::{
+    Ended, carry_out, connect_directly, ended, length, report, show, taken_over, terms, watch,
+};
 use super::need_root;
 use super::plan::at_rest;
 use super::terminal::{self, Terminal};
@@ -42,7 +44,14 @@ fn rolled_back(args: &RollbackArgs, format: Format) -> Result<Ended, Error> {
         return take_back(&machine, &id, &records);
     }
     let lock = Lock::take(&files)?;
-    guard::clear_up(&machine);
+    let lost = guard::clear_up(&machine)?;
+    // That is what was asked for, and not an earlier change, which stands.
+    if let Some(id) = lost.first().filter(|_| args.id.is_none()) {
+        Terminal::new(&files).note(&taken_over(id));
+        let transaction = Some(id.clone());
+        let outcome = "rolled-back";
+        return Ok(Ended { outcome, code: exit::OK, transaction, plan: None, error: None });
+    }
     let ToUndo { id, records, is_last } = to_undo(&files, args.id.as_deref())?;
     let observed = at_rest(Ahead::ask(), Ahead::ask, |ahead| machine.observe_with(ahead))?;
     let plan = plan_undo(&files, &id, &records, is_last, &observed)?;

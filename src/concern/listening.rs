@@ -368,7 +368,11 @@ fn check(endpoints: &[SocketAddr]) -> Result<(), Refusal> {
             return Err(Refusal::new(
                 "overlap",
                 format!("{all} takes {one} in, and only one of the two can be had"),
-                format!("leave {} or {} out of `ssh.listen`", all.ip(), one.ip()),
+                format!(
+                    "leave {} or {} out (`ssh.listen`, or ListenAddress in sshd_config)",
+                    all.ip(),
+                    one.ip()
+                ),
             ));
         }
     }

@@ -94,6 +94,8 @@ pub fn sshd_program() -> Option<PathBuf> {
 
 /// Why nobody can be asked where no package has sshd any more.
 pub(super) const NO_SSHD: &str = "there is no sshd";
+/// What sshd says where /run/sshd is not there.
+pub(crate) const NO_FOLDER: &str = "Missing privilege separation directory";
 /// What sshd says where a Match block asks for something that `-T` alone leaves open.
 const UNSPECIFIED: &str = "not in connection test specification";
 /// A connection that no block but one for everybody can mean.
@@ -118,7 +120,7 @@ pub fn ask_sshd(main: Option<&Path>, settings: &[String]) -> Verdict {
             Ok(output) if output.status == 0 => {
                 return Verdict::Valid(Effective::parse(&output.stdout));
             }
-            Ok(output) if output.stderr.contains("Missing privilege separation directory") => {}
+            Ok(output) if output.stderr.contains(NO_FOLDER) => {}
             // `Match LocalPort` and its like: no connection has these.
             Ok(output) if output.stderr.contains(UNSPECIFIED) && !specified => {
                 command = command.args(["-C", NO_CONNECTION]);

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use ask::NO_FOLDER;
 pub use ask::{Ahead, ask_sshd, sshd_program};
 pub use read::{
     check_clients, check_host, config_tree, connect, last_change, no_bus, observe, sessions_drop_in,

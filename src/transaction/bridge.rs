@@ -85,8 +85,11 @@ fn sshd(run: &Run, bridge: &Bridge) -> Result<OwnSshd> {
 
 /// A bridge as it runs, of which no journal tells any more; such that it may be the only way in from now on.
 pub(super) fn seen(unit: &Unit, now: &Observed) -> Option<OwnSshd> {
-    let owner = Owner::Unit(unit.name.clone());
-    let at = now.listeners.iter().filter(|listener| listener.owner == owner);
+    let is_its = |listener: &&Listener| match &listener.owner {
+        Owner::Process(process) => process.unit == unit.name,
+        _ => false,
+    };
+    let at = now.listeners.iter().filter(is_its);
     let (_, args) = unit.exec_start.split_first()?;
     Some(OwnSshd {
         unit: unit.name.clone(),

@@ -60,7 +60,7 @@ pub(super) fn wait(run: &mut Run, before: &Observed, has_failed: bool) -> Back {
         let Ok(now) = run.observe() else { return Back::Partly };
         let seen = Seen::of(before, &now);
         match comeback.judge(&seen, Instant::now()) {
-            Some(Back::Lasting) => match on_demand::answers(run.machine, before) {
+            Some(Back::Lasting) => match on_demand::starts(run.machine, before) {
                 Ok(()) => return Back::Lasting,
                 Err(error) => return Back::Mute(error.to_string()),
             },

@@ -112,5 +112,5 @@ fn go_on(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> {
 }
 
 fn start(machine: &RealMachine, id: &str) -> Result<(), SysError> {
-    machine.start_worker(&worker_unit(id), &worker::command(machine, id))
+    machine.start_worker(&worker_unit(id), &worker::command(machine, "worker", id))
 }

@@ -13,6 +13,7 @@ use super::journal::{self, Record};
 use super::machine::Machine;
 use super::run::{Run, pinned};
 use super::{STATE, bridge, rollback, steps};
+use crate::error::Error;
 use crate::plan::Role;
 use crate::sys::fault::point;
 use crate::sys::files::Meta;
@@ -230,7 +231,13 @@ fn discard_unmade(files: &Files, id: &str) -> Result<()> {
 
 /// Clears away what closed transactions have left, where the power was cut just then; or where somebody who
 /// came too late to decide was killed meanwhile.
-pub fn clear_up(machine: &dyn Machine) {
+///
+/// Where the journal of one is lost whose listeners are there still, sshd's own unit takes their place: returns
+/// which those are.
+///
+/// # Errors
+/// Where it does not; then they stay.
+pub fn clear_up(machine: &dyn Machine) -> std::result::Result<Vec<String>, Error> {
     let files = machine.files();
     let ids = if unmade(files).is_empty() { Vec::new() } else { journal::ids(files) };
     for id in ids {
@@ -239,7 +246,8 @@ pub fn clear_up(machine: &dyn Machine) {
             tracing::debug!(%error, "left of {id}");
         }
     }
-    let listening = machine.units("active", &bridge::PATTERNS).unwrap_or_default();
+    let listening = machine.units("active", &bridge::PATTERNS)?;
+    let mut taken_over = Vec::new();
     let pinned = files.list(Path::new(STATE)).into_iter();
     let mut left: BTreeSet<String> = pinned.filter_map(|path| id_of(&path, ".harden")).collect();
     left.extend(listening.iter().filter_map(|unit| bridge::id_of(unit)));
@@ -251,11 +259,13 @@ pub fn clear_up(machine: &dyn Machine) {
         }
         // Of a journal that is lost it is not known whether the change was over.
         if !journal::has_begun(&records) && listens() {
-            rollback::without_a_journal(machine, &id);
+            rollback::without_a_journal(machine, &id)?;
+            taken_over.push(id);
         } else {
             stand_down(machine, &id, &records);
         }
     }
+    Ok(taken_over)
 }
 
 fn id_of(path: &Path, suffix: &str) -> Option<String> {

@@ -11,13 +11,13 @@ use crate::sys::SysError;
 use crate::sys::probe::Heard;
 use crate::sys::units::Unit;
 
-/// Connects where the socket of a host listens, and sees what becomes of that. That there is no answer says
-/// nothing, where a packet filter or a list of hosts lets nobody in from here; that a start fails does, or does
-/// not come to an end.
+/// Connects where the socket of a host listens, and sees whether that starts sshd. That nobody takes the
+/// connection says nothing, where a packet filter lets nobody in from here; nor does a start that waits for other
+/// units, as for the network at boot. That it fails does, or does not come to an end.
 ///
 /// # Errors
 /// Where what the socket starts does not start.
-pub(super) fn answers(machine: &dyn Machine, host: &Observed) -> Result<(), SysError> {
+pub(super) fn starts(machine: &dyn Machine, host: &Observed) -> Result<(), SysError> {
     let (socket, service) = (&host.socket, &host.service);
     let look = |unit: &Unit| machine.unit(&unit.name);
     let fails = |unit: &Unit| unit.active == "failed" || unit.sub.starts_with("auto-restart");
@@ -44,7 +44,8 @@ pub(super) fn answers(machine: &dyn Machine, host: &Observed) -> Result<(), SysE
             }
         } else if let Ok(now) = look(service) {
             is_old &= fails(&now);
-            if now.is_active() {
+            let waits = now.active == "inactive" && now.job == "start" && Instant::now() > deadline;
+            if now.is_active() || waits {
                 return Ok(());
             }
             if fails(&now) && !is_old {

@@ -52,7 +52,9 @@ fn work_locked(machine: &dyn Machine, id: &str, _lock: &Lock) -> Result<Outcome,
         // It was torn when it began, or somebody has removed it: there is nothing to go on with.
         let cause = "its journal is gone".to_owned();
         tracing::error!("transaction {id}: {cause}");
-        rollback::without_a_journal(machine, id);
+        if let Err(error) = rollback::without_a_journal(machine, id) {
+            tracing::error!(%error, "what listens stays");
+        }
         return Ok(Outcome::Refused { cause });
     }
     let mut run = Run::open(machine, id)?;
@@ -216,14 +218,14 @@ fn running_units(run: &Run, forward: bool) -> Vec<(String, bool)> {
         .collect()
 }
 
-/// The command line of the process that goes on with a transaction: its own copy of harden, or,
+/// The command line of a process that goes on with a transaction: its own copy of harden, or,
 /// where that is gone, this program.
-pub fn command(machine: &dyn Machine, id: &str) -> Vec<String> {
+pub fn command(machine: &dyn Machine, what: &str, id: &str) -> Vec<String> {
     let pinned = super::run::pinned(id);
     let program = if machine.files().exists(&pinned) {
         pinned
     } else {
         std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/local/bin/harden"))
     };
-    vec![program.display().to_string(), "worker".to_owned(), id.to_owned()]
+    vec![program.display().to_string(), what.to_owned(), id.to_owned()]
 }

@@ -21,12 +21,12 @@ use super::comeback::RESTART;
 use super::journal::Record;
 use super::machine::{JOB, LISTENERS, Machine};
 use super::run::Run;
-use super::{Outcome, bridge, guard, on_demand};
+use super::{Outcome, bridge, guard, on_demand, worker};
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner};
 use crate::plan::Role;
-use crate::sys::SysError;
 use crate::sys::units::Unit;
+use crate::sys::{Result, SysError};
 
 /// Takes a transaction back and proves it.
 pub(super) fn run(run: &mut Run, cause: &str) -> Outcome {
@@ -130,45 +130,59 @@ fn settled(run: &Run) -> std::result::Result<Observed, Error> {
 
 /// The journal is gone, and with it what there was before. What listens goes on listening unless
 /// a unit of sshd's takes its place, and lets somebody in: one that is enabled, or else ssh.service.
-pub(super) fn without_a_journal(machine: &dyn Machine, id: &str) {
-    if let Err(error) = start_what_is_enabled(machine, id) {
-        tracing::error!(%error, "what listens stays");
-        return;
-    }
-    tracing::warn!(
-        "the journal of transaction {id} is lost: what it had listen has made way for sshd's own units"
-    );
-    guard::stand_down(machine, id, &[]);
-}
-
-fn start_what_is_enabled(machine: &dyn Machine, id: &str) -> std::result::Result<(), Error> {
+///
+/// # Errors
+/// Why what listens stays.
+pub(super) fn without_a_journal(machine: &dyn Machine, id: &str) -> std::result::Result<(), Error> {
     let now = machine.observe()?;
     let units = [&now.socket, &now.service];
     if units.into_iter().any(Unit::is_active) {
-        return Ok(on_demand::answers(machine, &now)?);
+        on_demand::starts(machine, &now)?;
+    } else {
+        let owner = units.into_iter().find(|unit| unit.is_enabled()).unwrap_or(&now.service);
+        if let Some(why) = now.obstacle(&[&owner.name]) {
+            return Err(SysError::new(format!("cannot start {}", owner.name), why).into());
+        }
+        take_over(machine, id, &now, &owner.name)?;
     }
-    let owner = units.into_iter().find(|unit| unit.is_enabled()).unwrap_or(&now.service);
-    if let Some(why) = now.obstacle(&[&owner.name]) {
-        return Err(SysError::new(format!("cannot start {}", owner.name), why).into());
-    }
+    guard::stand_down(machine, id, &[]);
+    Ok(())
+}
+
+/// Has a unit take the place of the bridges; where it does not come up, they listen again.
+fn take_over(
+    machine: &dyn Machine,
+    id: &str,
+    now: &Observed,
+    owner: &str,
+) -> std::result::Result<(), Error> {
     let mut silenced = Vec::new();
     for role in [Role::Trial, Role::Rescue] {
         let unit = bridge::unit(id, role);
-        silenced.extend(bridge::seen(&machine.unit(&unit)?, &now));
-        machine.silence(&unit)?;
+        silenced.extend(bridge::seen(&machine.unit(&unit)?, now));
     }
-    let started = machine.job("StartUnit", &owner.name, JOB);
-    let answers = || Ok(on_demand::answers(machine, &machine.observe()?)?);
-    let started = started.map_err(Error::from).and_then(|()| answers());
-    if started.is_err() && !silenced.is_empty() {
-        for unit in units.into_iter().filter(|unit| unit.exists()) {
-            if let Err(error) = machine.job("StopUnit", &unit.name, JOB) {
-                tracing::warn!(%error, "it may be in the way");
-            }
-        }
+    let started = (|| {
         for sshd in &silenced {
-            machine.listen(sshd)?;
+            machine.silence(&sshd.unit)?;
         }
+        machine.job("StartUnit", owner, JOB)?;
+        on_demand::starts(machine, &machine.observe()?)?;
+        Ok(())
+    })();
+    if started.is_ok() || silenced.is_empty() {
+        return started;
+    }
+    let heed = |result: Result<()>| {
+        if let Err(error) = result {
+            tracing::error!(%error, "bringing back what listened");
+        }
+    };
+    for unit in [&now.socket, &now.service].into_iter().filter(|unit| unit.exists()) {
+        heed(machine.job("StopUnit", &unit.name, JOB));
+    }
+    heed(machine.keep(&bridge::keeper(id), &worker::command(machine, "keep", id)));
+    for sshd in &silenced {
+        heed(machine.listen(sshd).map(drop));
     }
     started
 }
@@ -182,7 +196,7 @@ fn stuck(run: &mut Run, cause: &str, left: Vec<String>) -> Outcome {
         Err(error) => {
             tracing::error!(%error, "no rescue listener");
             run.note(if trial_listens(run) {
-                "the new listener stays: neither the old sshd would start nor a rescue"
+                "no rescue listener comes up; the new listener stays"
             } else {
                 "a rescue listener with the old configuration waits for the old port"
             });

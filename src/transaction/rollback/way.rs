@@ -70,7 +70,7 @@ impl<'r, 'm> Way<'r, 'm> {
         // Somebody may have stopped the old owner, which nothing of harden's has touched yet.
         // Where a socket of harden's own starting is back, it may be one of a worker that died just then.
         let is_back = self.still_runs(&before, undo.ended)
-            && (!undo.units || on_demand::answers(self.run.machine, &before).is_ok());
+            && (!undo.units || on_demand::starts(self.run.machine, &before).is_ok());
         let units = !is_back && (undo.units || !self.holds(&before));
         if units {
             along::remember_all(self.run);
@@ -184,8 +184,8 @@ impl<'r, 'm> Way<'r, 'm> {
             }
         };
         let mut why = self.obstacle(&now);
-        // Mended, and systemd has not read it yet.
-        if why.is_some() && (now.socket.needs_reload || now.service.needs_reload) {
+        // Mended, perhaps, and systemd has not read it yet.
+        if why.is_some() {
             let reloaded = self.run.machine.reload();
             self.attempt(reloaded);
             why = self.run.observe().ok().and_then(|now| self.obstacle(&now));
@@ -335,8 +335,18 @@ impl<'r, 'm> Way<'r, 'm> {
 
 /// Has the rescue listen wherever the old listeners should and do not; tells whether that is anywhere.
 pub(super) fn listen_where_nobody_does(run: &Run) -> std::result::Result<bool, Error> {
-    let now = held_for_good(&run.observe()?);
-    let endpoints: Vec<_> = held(&run.before).into_iter().filter(|at| !now.contains(at)).collect();
+    let mut endpoints = held(&run.before);
+    match run.observe() {
+        Ok(now) => {
+            let now = held_for_good(&now);
+            endpoints.retain(|at| !now.contains(at));
+        }
+        // Nobody can tell whose listener it is; a rescue would be in the way of one.
+        Err(error) => {
+            tracing::warn!(%error, "looking for somebody who listens");
+            endpoints.retain(|at| run.machine.knock(at).is_none());
+        }
+    }
     let is_needed = !endpoints.is_empty();
     if is_needed {
         let rescue = Bridge { role: Role::Rescue, endpoints };
