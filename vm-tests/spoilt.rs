@@ -4,7 +4,9 @@
 use crate::gap::Watch;
 use crate::machine::{Machine, Suite};
 use crate::operator::{MOVE, socket_system};
-use crate::state::{Want, assert_closed, assert_over, assert_state, unchanged, wait_until_idle};
+use crate::state::{
+    Want, assert_closed, assert_over, assert_state, property, unchanged, wait_until_idle,
+};
 use crate::wayback::{SAME_PORT, lets_in};
 
 const DROP_IN: &str = "/etc/systemd/system/ssh.service.d/bad.conf";
@@ -75,31 +77,44 @@ fn what_a_rollback_would_go_back_to() {
 
 /// Behind a socket nothing has to run when a way back ends; but it has to when somebody connects. What is mended
 /// is read, also where nobody has told systemd.
+#[track_caller]
+fn behind_the_socket(suite: Suite, line: &str, why: &str) {
+    let machine = socket_system(suite);
+    machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
+    let said = spoil(&machine, &with_drop_in(DROP_IN, line));
+    assert!(said.contains(why), "{said}");
+    machine.sh(&format!("rm {DROP_IN}"));
+    comes_back(machine, &Want::socket(22));
+}
+
+const FAILS: &str = "ssh.service does not start when somebody connects";
+
 #[test]
-fn the_sshd_behind_the_socket() {
-    let fails = "ssh.service does not start when somebody connects";
-    for (suite, line, why) in [
-        (Suite::UbuntuLike, "[Unit]\nRequires=nope.service\n", "ssh.service needs nope.service"),
-        (Suite::UbuntuLike, "[Service]\nExecStartPre=/bin/false\n", fails),
-        (Suite::Trixie, "[Service]\nExecStartPre=/bin/sh -c 'sleep 3; exit 1'\n", fails),
-        (
-            Suite::Trixie,
-            "[Service]\nExecStartPre=/bin/sleep infinity\n",
-            "ssh.service does not come up",
-        ),
-    ] {
-        let machine = socket_system(suite);
-        machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
-        let said = spoil(&machine, &with_drop_in(DROP_IN, line));
-        assert!(said.contains(why), "{said}");
-        machine.sh(&format!("rm {DROP_IN}"));
-        comes_back(machine, &Want::socket(22));
-    }
+fn behind_the_socket_something_is_missing() {
+    let line = "[Unit]\nRequires=nope.service\n";
+    behind_the_socket(Suite::UbuntuLike, line, "ssh.service needs nope.service");
+}
+
+#[test]
+fn behind_the_socket_it_fails_at_once() {
+    behind_the_socket(Suite::UbuntuLike, "[Service]\nExecStartPre=/bin/false\n", FAILS);
+}
+
+#[test]
+fn behind_the_socket_it_fails_slowly() {
+    let line = "[Service]\nExecStartPre=/bin/sh -c 'sleep 3; exit 1'\n";
+    behind_the_socket(Suite::Trixie, line, FAILS);
+}
+
+#[test]
+fn behind_the_socket_it_hangs() {
+    let line = "[Service]\nExecStartPre=/bin/sleep infinity\n";
+    behind_the_socket(Suite::Trixie, line, "ssh.service does not come up");
 }
 
 /// The same where each connection has an sshd of its own.
 #[test]
-fn the_sshds_of_the_socket() {
+fn behind_a_socket_of_many_sshds() {
     let drop_in = "/etc/systemd/system/ssh@.service.d/bad.conf";
     let line = "[Service]\nExecStartPre=/bin/false\n";
     for (spoilt, mend, why) in [
@@ -120,7 +135,7 @@ fn the_sshds_of_the_socket() {
 
 /// The worker dies just when the socket is back: who goes on connects too.
 #[test]
-fn the_sshd_behind_the_socket_and_the_worker() {
+fn behind_the_socket_and_the_worker_dies() {
     let machine = socket_system(Suite::Trixie);
     machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
     let back = "until ss -Hltnp sport = 22 | grep -q '\"systemd\"'; do sleep 0.02; done";
@@ -141,7 +156,7 @@ fn with_drop_in(path: &str, text: &str) -> String {
 
 /// What the socket would start is asked for before it is stopped.
 #[test]
-fn the_sshd_behind_the_socket_before_a_change() {
+fn behind_the_socket_before_a_change() {
     let machine = socket_system(Suite::UbuntuLike);
     machine.ssh(22, "true").code(0);
     machine.root().write(DROP_IN, "[Unit]\nRequires=nope.service\n");
@@ -212,7 +227,7 @@ fn the_journal_and_the_state_folder() {
 
 /// The state folder is lost, and the sshd behind the socket would not start.
 #[test]
-fn the_state_folder_and_the_sshd_behind_the_socket() {
+fn behind_the_socket_and_the_state_folder_is_gone() {
     let mut machine = socket_system(Suite::Trixie);
     machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
     spoil(&machine, &with_drop_in(DROP_IN, "[Service]\nExecStartPre=/bin/false\n"));
@@ -222,5 +237,32 @@ fn the_state_folder_and_the_sshd_behind_the_socket() {
     machine.sh(&format!("rm {DROP_IN}; systemctl daemon-reload"));
     machine.exec("harden rollback -y").code(0);
     wait_until_idle(&machine);
+    assert_over(&mut machine, &Want::socket(22));
+}
+
+/// At boot the sshd behind the socket waits for the network, longer than anybody would wait for it: that is no
+/// failure.
+#[test]
+fn behind_the_socket_the_network_comes_late_after_a_power_cut() {
+    let mut machine = socket_system(Suite::Trixie);
+    machine.root().write(
+        "/etc/systemd/system/late.service",
+        "[Unit]\nDefaultDependencies=no\nBefore=network.target\nWants=network.target\n\
+         [Service]\nType=oneshot\nExecStart=/bin/sleep 14\n[Install]\nWantedBy=multi-user.target\n",
+    );
+    machine.sh(
+        "systemctl enable late.service; systemctl stop ssh.service; systemctl start ssh.socket",
+    );
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("300s");
+    machine.cut_power_and_wait(60);
+    wait_until_idle(&machine);
+    assert_closed(&machine);
+    lets_in(&machine, "after the boot");
+    // It listened all the time: nobody has stopped it and started it again.
+    let entered = |unit: &str| -> u64 {
+        property(&machine, unit, "ActiveEnterTimestampMonotonic").parse().unwrap()
+    };
+    assert!(entered("ssh.socket") <= entered("sockets.target"), "ssh.socket was restarted");
     assert_over(&mut machine, &Want::socket(22));
 }
