@@ -60,9 +60,26 @@ fn the_configuration_before_a_rollback() {
     }
 }
 
-/// Files to go back to that sshd does not read, and a port to go back to that is somebody else's by now.
+/// The files to go back to name a host key that is gone: sshd would not start with them.
 #[test]
-fn what_a_rollback_would_go_back_to() {
+fn the_files_that_a_rollback_would_go_back_to() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("cp /etc/ssh/ssh_host_ed25519_key /etc/ssh/other; cp /etc/ssh/ssh_host_ed25519_key.pub /etc/ssh/other.pub");
+    machine.spec("version: 1\nssh: {settings: {HostKey: /etc/ssh/other}}\n");
+    machine.apply().code(0);
+    machine.spec(SAME_PORT);
+    machine.apply().code(0);
+    machine.sh("mv /etc/ssh/other /root");
+    let refused = unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+    assert!(refused.stderr.contains("the configuration to go back to"), "{refused:?}");
+    machine.sh("mv /root/other /etc/ssh");
+    machine.exec("harden rollback -y").code(0);
+    assert_state(&machine, &Want::service(22).with("hostkey /etc/ssh/other"));
+}
+
+/// The port to go back to is somebody else's by now.
+#[test]
+fn the_port_that_a_rollback_would_go_back_to() {
     let machine = Machine::boot(Suite::Trixie, |_| {});
     machine.spec(MOVE);
     machine.apply().code(0);
@@ -142,7 +159,7 @@ fn behind_the_socket_and_the_worker_dies() {
     machine.spec(SAME_PORT);
     machine.apply_in_background("8s");
     machine.sh(&with_drop_in(DROP_IN, "[Service]\nExecStartPre=/bin/false\n"));
-    machine.exec(&format!("{back}; pkill -9 -f 'harden worker'"));
+    machine.exec(&format!("{back}; pkill -9 -f '[.]harden worker'"));
     assert_eq!(machine.background_end(), 5);
     lets_in(&machine, "after the way back");
     machine.sh(&format!("rm {DROP_IN}"));

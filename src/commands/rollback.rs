@@ -45,9 +45,11 @@ fn rolled_back(args: &RollbackArgs, format: Format) -> Result<Ended, Error> {
     }
     let lock = Lock::take(&files)?;
     let lost = guard::clear_up(&machine)?;
-    // That is what was asked for, and not an earlier change, which stands.
-    if let Some(id) = lost.first().filter(|_| args.id.is_none()) {
+    for id in &lost {
         Terminal::new(&files).note(&taken_over(id));
+    }
+    // That is what was asked for, and not an earlier change, which stands.
+    if let Some(id) = lost.last().filter(|_| args.id.is_none()) {
         let transaction = Some(id.clone());
         let outcome = "rolled-back";
         return Ok(Ended { outcome, code: exit::OK, transaction, plan: None, error: None });

@@ -69,8 +69,8 @@ impl Listening {
         ))
     }
 
-    /// Addresses that sshd would bind from now on, and that have to be there when it starts: it ends where
-    /// none of its addresses is, and systemd does not start it again (`RestartPreventExitStatus=255`).
+    /// Addresses that sshd would bind from now on, and that have to be there when it starts: it does without those
+    /// that are not, and ends where none is; systemd does not start it again (`RestartPreventExitStatus=255`).
     pub fn late(&self, observed: &Observed) -> Option<String> {
         let service = Owner::Unit(observed.service.name.clone());
         let holds = |at: &SocketAddr| {
@@ -341,6 +341,15 @@ fn family(spec: &Spec, asked: &Asked, observed: &Observed, globally: &Effect) ->
     if excluded { Family::MustBeAny } else { base }
 }
 
+/// Whether two sockets cannot exist at the same time: all addresses of a family take the single ones in (ip(7),
+/// bind(2)).
+pub(crate) fn collide(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let all = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port()
+        && one.is_ipv4() == other.is_ipv4()
+        && (all || one.ip() == other.ip())
+}
+
 fn check(endpoints: &[SocketAddr]) -> Result<(), Refusal> {
     if endpoints.is_empty() {
         return Err(Refusal::new(
@@ -357,14 +366,8 @@ fn check(endpoints: &[SocketAddr]) -> Result<(), Refusal> {
             "shorten `ssh.port` or `ssh.listen`",
         ));
     }
-    let takes_in = |one: &SocketAddr, other: &SocketAddr| {
-        one.ip().is_unspecified()
-            && !other.ip().is_unspecified()
-            && one.is_ipv4() == other.is_ipv4()
-            && one.port() == other.port()
-    };
-    for all in endpoints {
-        if let Some(one) = endpoints.iter().find(|one| takes_in(all, one)) {
+    for all in endpoints.iter().filter(|at| at.ip().is_unspecified()) {
+        if let Some(one) = endpoints.iter().find(|one| *one != all && collide(all, one)) {
             return Err(Refusal::new(
                 "overlap",
                 format!("{all} takes {one} in, and only one of the two can be had"),

@@ -34,6 +34,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// Whether it runs in a unit of harden's own.
+    pub fn is_of_harden(&self) -> bool {
+        self.unit.starts_with("harden-")
+    }
+
     /// Reads a process; `None` where it is gone.
     pub fn read(pid: u32) -> Option<Self> {
         let Stat { name, parent, start, .. } = stat(pid)?;

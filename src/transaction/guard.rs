@@ -246,19 +246,19 @@ pub fn clear_up(machine: &dyn Machine) -> std::result::Result<Vec<String>, Error
             tracing::debug!(%error, "left of {id}");
         }
     }
-    let listening = machine.units("active", &bridge::PATTERNS)?;
+    let bridges = machine.units("active", &bridge::PATTERNS)?;
+    let listening: BTreeSet<String> =
+        bridges.iter().filter_map(|unit| bridge::id_of(unit)).collect();
+    let mut left: BTreeSet<String> = journal::ids_of(files, ".harden").into_iter().collect();
+    left.extend(listening.iter().cloned());
     let mut taken_over = Vec::new();
-    let pinned = files.list(Path::new(STATE)).into_iter();
-    let mut left: BTreeSet<String> = pinned.filter_map(|path| id_of(&path, ".harden")).collect();
-    left.extend(listening.iter().filter_map(|unit| bridge::id_of(unit)));
     for id in left {
         let Ok(records) = journal::read(files, &id) else { continue };
-        let listens = || listening.iter().any(|unit| bridge::id_of(unit).as_ref() == Some(&id));
         if journal::is_open(&records) {
             continue;
         }
         // Of a journal that is lost it is not known whether the change was over.
-        if !journal::has_begun(&records) && listens() {
+        if !journal::has_begun(&records) && listening.contains(&id) {
             rollback::without_a_journal(machine, &id)?;
             taken_over.push(id);
         } else {
@@ -266,10 +266,6 @@ pub fn clear_up(machine: &dyn Machine) -> std::result::Result<Vec<String>, Error
         }
     }
     Ok(taken_over)
-}
-
-fn id_of(path: &Path, suffix: &str) -> Option<String> {
-    Some(path.file_name()?.to_str()?.strip_suffix(suffix)?.to_owned())
 }
 
 /// Whether a process that systemd knows of works on a transaction.

@@ -286,11 +286,16 @@ pub fn read(files: &Files, id: &str) -> Result<Vec<Record>, SysError> {
 
 /// The ids of all transactions, oldest first.
 pub fn ids(files: &Files) -> Vec<String> {
+    ids_of(files, ".journal")
+}
+
+/// The ids of those of which there is a file with this suffix.
+pub(super) fn ids_of(files: &Files, suffix: &str) -> Vec<String> {
     let paths = files.list(Path::new(STATE)).into_iter();
     let is_file = |path: &PathBuf| files.metadata(path).is_some_and(|meta| meta.is_file());
     paths
         .filter(is_file)
-        .filter_map(|path| Some(path.file_name()?.to_str()?.strip_suffix(".journal")?.to_owned()))
+        .filter_map(|path| Some(path.file_name()?.to_str()?.strip_suffix(suffix)?.to_owned()))
         .collect()
 }
 

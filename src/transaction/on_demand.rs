@@ -8,8 +8,11 @@ use super::machine::{LISTENERS, Machine};
 use crate::observe::Observed;
 use crate::plan::held;
 use crate::sys::SysError;
-use crate::sys::probe::Heard;
+use crate::sys::probe::{Heard, Visitor};
 use crate::sys::units::Unit;
+
+/// Why a start counts as failed; `Ok` where it does not.
+type Judged = Result<(), &'static str>;
 
 /// Connects where the socket of a host listens, and sees whether that starts sshd. That nobody takes the
 /// connection says nothing, where a packet filter lets nobody in from here; nor does a start that waits for other
@@ -19,51 +22,77 @@ use crate::sys::units::Unit;
 /// Where what the socket starts does not start.
 pub(super) fn starts(machine: &dyn Machine, host: &Observed) -> Result<(), SysError> {
     let (socket, service) = (&host.socket, &host.service);
-    let look = |unit: &Unit| machine.unit(&unit.name);
-    let fails = |unit: &Unit| unit.active == "failed" || unit.sub.starts_with("auto-restart");
-    let failed = || {
-        let instances = socket.name.replace(".socket", "@*.service");
-        let failed = machine.units("failed", &[&instances]).unwrap_or_default();
-        failed.into_iter().collect::<BTreeSet<String>>()
-    };
-    if !socket.is_active() || (!socket.accept && look(service).is_ok_and(|unit| unit.is_active())) {
+    if !socket.is_active() {
         return Ok(());
     }
+    let knock = || held(host).iter().find_map(|at| machine.knock(at));
+    let (name, judged) = if socket.accept {
+        (socket.name.replace(".socket", "@.service"), instance_starts(machine, socket, knock))
+    } else {
+        (service.name.clone(), service_starts(machine, service, knock))
+    };
+    judged.map_err(|why| {
+        let units = name.replace("@.", "@*.");
+        SysError::new(format!("{name} {why}"), format!("see journalctl -u '{units}'"))
+    })
+}
+
+/// One sshd for all connections (systemd.socket(5), `Accept=no`).
+fn service_starts(
+    machine: &dyn Machine,
+    service: &Unit,
+    knock: impl Fn() -> Option<Visitor>,
+) -> Judged {
+    let look = || machine.unit(&service.name);
+    let fails = |unit: &Unit| unit.active == "failed" || unit.sub.starts_with("auto-restart");
     // What had failed before is tried anew.
-    let mut is_old = look(service).is_ok_and(|unit| fails(&unit));
-    let failed_before = if socket.accept { failed() } else { BTreeSet::new() };
-    let Some(visitor) = held(host).iter().find_map(|at| machine.knock(at)) else { return Ok(()) };
+    let mut is_old = match look() {
+        Ok(now) if now.is_active() => return Ok(()),
+        now => now.is_ok_and(|now| fails(&now)),
+    };
+    let Some(_visitor) = knock() else { return Ok(()) };
+    let waits = |unit: &Unit| unit.active == "inactive" && unit.job == "start";
+    let judged = watch(|| {
+        let now = look().ok()?;
+        is_old &= fails(&now);
+        if now.is_active() {
+            return Some(Ok(()));
+        }
+        (fails(&now) && !is_old).then_some(Err("does not start when somebody connects"))
+    });
+    if judged.is_err() && look().is_ok_and(|now| waits(&now)) { Ok(()) } else { judged }
+}
+
+/// An sshd for each connection (`Accept=yes`).
+fn instance_starts(
+    machine: &dyn Machine,
+    socket: &Unit,
+    knock: impl Fn() -> Option<Visitor>,
+) -> Judged {
+    let instances = socket.name.replace(".socket", "@*.service");
+    let failed = || -> BTreeSet<String> {
+        machine.units("failed", &[&instances]).unwrap_or_default().into_iter().collect()
+    };
+    let before = failed();
+    let Some(visitor) = knock() else { return Ok(()) };
+    watch(|| match visitor.hears() {
+        Heard::Something => Some(Ok(())),
+        Heard::End if failed().is_subset(&before) => Some(Ok(())),
+        Heard::End => Some(Err("ends at once when somebody connects")),
+        Heard::NothingYet => None,
+    })
+}
+
+/// Looks until it is plain, for as long as listeners may take.
+fn watch(mut look: impl FnMut() -> Option<Judged>) -> Judged {
     let deadline = Instant::now() + LISTENERS;
-    let why = loop {
-        if socket.accept {
-            match visitor.hears() {
-                Heard::Something => return Ok(()),
-                Heard::End if failed().is_subset(&failed_before) => return Ok(()),
-                Heard::End => break "ends at once when somebody connects",
-                Heard::NothingYet => {}
-            }
-        } else if let Ok(now) = look(service) {
-            is_old &= fails(&now);
-            let waits = now.active == "inactive" && now.job == "start" && Instant::now() > deadline;
-            if now.is_active() || waits {
-                return Ok(());
-            }
-            if fails(&now) && !is_old {
-                break "does not start when somebody connects";
-            }
+    loop {
+        if let Some(judged) = look() {
+            return judged;
         }
         if Instant::now() > deadline {
-            break "does not come up when somebody connects";
+            return Err("does not come up when somebody connects");
         }
         std::thread::sleep(Duration::from_millis(50));
-    };
-    let name = if socket.accept {
-        socket.name.replace(".socket", "@.service")
-    } else {
-        service.name.clone()
-    };
-    Err(SysError::new(
-        format!("{name} {why}"),
-        format!("see journalctl -u '{}'", name.replace("@.", "@*.")),
-    ))
+    }
 }

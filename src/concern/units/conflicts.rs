@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::concern::listening::Listening;
+use crate::concern::listening::{Listening, collide};
 use crate::error::Refusal;
 use crate::observe::{Listener, NOT_TO_BE_RUN, Observed, Owner};
 use crate::plan::{FileChange, Op, Step};
@@ -207,7 +207,7 @@ fn other_sshd(listener: &Listener, process: &Process) -> Refusal {
     let at = SocketAddr::new(listener.address, listener.port);
     let Process { name, pid, unit, .. } = process;
     let unneeded = |end: String| format!("end it first if you do not need it: {end}");
-    let (place, hint) = if unit.starts_with("harden-") {
+    let (place, hint) = if process.is_of_harden() {
         // Of a transaction whose journal is lost, and perhaps all that listens.
         let hint = "`harden rollback` has sshd's own unit take its place".to_owned();
         (format!(" of {unit}"), hint)
@@ -226,7 +226,8 @@ fn other_sshd(listener: &Listener, process: &Process) -> Refusal {
 /// A port that a program other than sshd holds cannot be had.
 pub(crate) fn refuse_taken(observed: &Observed, endpoints: &[SocketAddr]) -> Result<(), Refusal> {
     let taken = |listener: &&Listener| {
-        !listener.ssh && endpoints.iter().any(|endpoint| collides(listener, endpoint))
+        let wanted = |held: &SocketAddr| endpoints.iter().any(|at| collide(held, at));
+        !listener.ssh && listener.serves().iter().any(wanted)
     };
     // Without root nobody's sockets can be told apart: leave it to the run that has root.
     let Some(listener) =
@@ -244,15 +245,4 @@ pub(crate) fn refuse_taken(observed: &Observed, endpoints: &[SocketAddr]) -> Res
         format!("port {} is taken: {} listens on {at}{unit}", listener.port, listener.owner),
         "choose another port, or stop that program first",
     ))
-}
-
-/// Whether two sockets cannot exist at the same time (ip(7), bind(2)).
-fn collides(listener: &Listener, endpoint: &SocketAddr) -> bool {
-    listener.serves().iter().any(|served| {
-        served.port() == endpoint.port()
-            && served.is_ipv4() == endpoint.is_ipv4()
-            && (served.ip() == endpoint.ip()
-                || served.ip().is_unspecified()
-                || endpoint.ip().is_unspecified())
-    })
 }

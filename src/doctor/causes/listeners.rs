@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::units::{held_by_socket, not_running};
 use super::{LISTENING, command, does, finding, list, says};
-use crate::concern::listening::MAX_SOCKETS;
+use crate::concern::listening::{MAX_SOCKETS, collide};
 use crate::doctor::{Finding, Fix, Sight, is_orphan};
 use crate::observe::Owner;
 use crate::sshd::options;
@@ -197,23 +197,16 @@ fn taken(sight: &Sight) -> Vec<Finding> {
     };
     let listeners = sight.case.observed.listeners.iter();
     let others = listeners.filter(|listener| !listener.ssh || is_others(&listener.owner));
-    // All addresses of a family take the single ones in.
-    let overlap = |one: &SocketAddr, other: &SocketAddr| {
-        let all = one.ip().is_unspecified() || other.ip().is_unspecified();
-        one.port() == other.port()
-            && one.is_ipv4() == other.is_ipv4()
-            && (all || one.ip() == other.ip())
-    };
     others
         .filter_map(|listener| {
             let mut at = listener.serves();
-            at.retain(|held| sight.missing.iter().any(|missing| overlap(held, missing)));
+            at.retain(|held| sight.missing.iter().any(|missing| collide(held, missing)));
             if at.is_empty() {
                 return None;
             }
             let owner = &listener.owner;
             let stop = match owner {
-                Owner::Process(process) if process.unit.starts_with("harden-") => {
+                Owner::Process(process) if process.is_of_harden() => {
                     format!("`harden rollback` has {service} take its place")
                 }
                 Owner::Process(process) if !process.unit.is_empty() => {

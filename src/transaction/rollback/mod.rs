@@ -99,7 +99,7 @@ fn is_strange(before: &Observed, listener: &Listener) -> bool {
     let (service, socket) = (&before.service.name, &before.socket.name);
     let own = match &listener.owner {
         Owner::Unit(unit) => unit == service || unit == socket,
-        Owner::Process(process) => process.unit == *service || process.unit.starts_with("harden-"),
+        Owner::Process(process) => process.unit == *service || process.is_of_harden(),
         Owner::Unseen => true,
     };
     let was_served = |at: &SocketAddr| {

@@ -68,7 +68,7 @@ impl<'r, 'm> Way<'r, 'm> {
         self.pass(format_args!("rollback.begun"));
         self.withdraw(&before);
         // Somebody may have stopped the old owner, which nothing of harden's has touched yet.
-        // Where a socket of harden's own starting is back, it may be one of a worker that died just then.
+        // A worker that died may have started the socket, and not seen whether anybody gets in.
         let is_back = self.still_runs(&before, undo.ended)
             && (!undo.units || on_demand::starts(self.run.machine, &before).is_ok());
         let units = !is_back && (undo.units || !self.holds(&before));
@@ -350,7 +350,7 @@ pub(super) fn listen_where_nobody_does(run: &Run) -> std::result::Result<bool, E
     let is_needed = !endpoints.is_empty();
     if is_needed {
         let rescue = Bridge { role: Role::Rescue, endpoints };
-        // It is tried for ever where nobody has its port.
+        // It is tried for ever, which is in vain where the trial has its port, and stays.
         if trial_listens(run) && run.bridge(Role::Rescue).is_none() {
             bridge::check(run, &rescue)?;
         }
