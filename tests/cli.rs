@@ -21,7 +21,7 @@ fn on_spec(command: &str, bytes: &[u8]) -> Output {
 }
 
 /// Spec, place, what is wrong, what was expected.
-const BAD: [(&str, &str, &str, &str); 39] = [
+const BAD: [(&str, &str, &str, &str); 41] = [
     ("version: 1\nssh:\n  prot: 22\n", "3:3", "unknown field `prot`", "expected port"),
     ("versoin: 1\n", "1:1", "unknown field `versoin`", "expected version"),
     ("version: 1\nssh:\n  port: 0\n", "3:9", "`0` is not a port", "from 1 to 65535"),
@@ -94,6 +94,18 @@ const BAD: [(&str, &str, &str, &str); 39] = [
         "version: 1\nssh:\n  match:\n    - criteria: {Colour: red}\n      settings: {Banner: none}\n",
         "4:18",
         "there is no criterion `Colour`",
+        "expected User, Group",
+    ),
+    (
+        "version: 1\nssh:\n  match:\n    - criteria: {All: root}\n      settings: {Banner: none}\n",
+        "4:18",
+        "`All` takes no value",
+        "write `All: yes`",
+    ),
+    (
+        "version: 1\nssh:\n  match:\n    - criteria: {User: a, all: yes}\n      settings: {Banner: a}\n",
+        "4:27",
+        "`all` cannot be combined",
         "expected User, Group",
     ),
     (

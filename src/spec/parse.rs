@@ -218,7 +218,7 @@ impl Source {
 
     /// A block of `ssh.match`, as a `Match` line and what stands below it.
     fn match_block(&self, block: MatchSection) -> Result<MatchBlock> {
-        let expected = "expected User, Group, Host, Address, LocalPort";
+        let expected = "expected User, Group, Host, Address, LocalPort; or `All: yes`";
         if block.criteria.value.0.is_empty() {
             return Err(self.at(&block.criteria, "there are no criteria", expected));
         }
@@ -239,14 +239,25 @@ impl Source {
                 return Err(self.at(name, &message, "expected each criterion once"));
             }
             let list = values.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>().join(",");
-            let text = format!("{} {}", name.value, quote_arg(&list));
-            if let Err(why) = criteria::read_text(&text, &Release::LATEST) {
+            let text = if criteria::is_complete(&name.value) {
+                if !matches!(list.as_str(), "yes" | "true") {
+                    let message = format!("`{}` takes no value", name.value);
+                    return Err(self.at(name, &message, &format!("write `{}: yes`", name.value)));
+                }
+                name.value.clone()
+            } else {
+                format!("{} {}", name.value, quote_arg(&list))
+            };
+            // `all` stands alone.
+            let others = criteria.iter().map(|one| one.text.as_str());
+            let line = others.chain([text.as_str()]).collect::<Vec<_>>().join(" ");
+            if let Err(why) = criteria::read_text(&line, &Release::LATEST) {
                 let expected = match name.value.to_ascii_lowercase().as_str() {
                     "localport" => "expected one port, from 1 to 65535",
                     "address" | "localaddress" => "expected 192.0.2.7, 10.0.0.0/8, \"::1\"",
                     _ => expected,
                 };
-                return Err(self.at(name, &format!("`{text}`: {why}"), expected));
+                return Err(self.at(name, &format!("`{line}`: {why}"), expected));
             }
             criteria.push(Criterion { text, at: self.span(&name.defined) });
         }

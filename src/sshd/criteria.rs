@@ -106,6 +106,11 @@ pub fn read(line: &Directive, release: &Release) -> Result<Vec<Criterion>, Strin
     if criteria.is_empty() { Err("it needs a criterion".to_owned()) } else { Ok(criteria) }
 }
 
+/// Whether a criterion of this name has no value.
+pub fn is_complete(name: &str) -> bool {
+    ["all", "invalid-user"].iter().any(|one| one.eq_ignore_ascii_case(name))
+}
+
 /// Reads what stands behind `Match` in a line.
 ///
 /// # Errors
