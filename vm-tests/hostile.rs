@@ -19,6 +19,7 @@ mod cases {
         let plants = [
             ("ln -s /nowhere", "50-x.conf: No such file"),
             ("printf 'Include /etc/ssh/sshd_config\\n' >", "50-x.conf:1: Too many recursive"),
+            ("echo 'ListenAddress nosuch.invalid' >", "50-x.conf:1: bad addr or host"),
             ("printf 'MaxAuthTries 5\\0 6\\nX11Forwarding no\\n' >", "50-x.conf"),
         ];
         for (plant, said) in plants {

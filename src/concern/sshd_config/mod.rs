@@ -166,15 +166,29 @@ pub(crate) fn refuse_invalid(observed: &Observed) -> Result<(), Refusal> {
     ))
 }
 
-/// What sshd says of its files, behind the place where it names none: of an Include that leads back to itself
-/// it does not say which.
+/// What sshd says of its files, behind the place where it names none: of an Include that leads back to itself,
+/// or an address that it cannot resolve, it does not say which.
 pub(crate) fn with_place(observed: &Observed, said: &str) -> String {
-    let reading = Reading::new(&observed.config, observed.release.clone());
-    let problem = reading.and_then(|reading| reading.globally().map(drop)).err();
-    match problem.filter(|_| said.lines().count() == 1 && !said.contains(" line ")) {
-        Some(Problem { place, .. }) => format!("{place}: {said}"),
-        None => said.to_owned(),
+    if said.lines().count() != 1 || said.contains(" line ") {
+        return said.to_owned();
     }
+    let reading = Reading::new(&observed.config, observed.release.clone());
+    let place = match reading.as_ref().map(Reading::globally) {
+        Ok(Ok(globally)) => unresolved(&globally, said),
+        Ok(Err(Problem { place, .. })) => Some(place.to_string()),
+        Err(Problem { place, .. }) => Some(place.to_string()),
+    };
+    place.map_or_else(|| said.to_owned(), |place| format!("{place}: {said}"))
+}
+
+/// The `ListenAddress` that sshd cannot resolve (servconf.c, `add_one_listen_addr`).
+fn unresolved(globally: &Effect, said: &str) -> Option<String> {
+    let host = said.split_once("bad addr or host: ")?.1.split(' ').next()?;
+    let names = |arg: &String| {
+        arg.strip_prefix(host).is_some_and(|port| port.is_empty() || port.starts_with(':'))
+    };
+    let mut lines = globally.of("ListenAddress")?.followed.iter();
+    lines.find(|place| place.directive.args.first().is_some_and(names)).map(ToString::to_string)
 }
 
 fn bare(tree: &ConfigTree) -> ConfigTree {

@@ -182,7 +182,7 @@ fn by_address(asked: &Asked) -> Option<String> {
     };
     let known = from(&before);
     if let Some(found) = from(&after).into_iter().find(|found| !known.contains(found)) {
-        return Some(format!("whom `{found}` means depends on where they come from"));
+        return Some(format!("whom `{found}` means depends on where they come from or arrive"));
     }
     let found = deciding(&after, Criterion::asks_for_arrival).into_iter().next();
     let found = found.filter(|_| asked.moves)?;
