@@ -21,6 +21,7 @@ pub mod report;
 pub mod saved;
 pub mod spec;
 pub mod sshd;
+pub mod step;
 pub mod sys;
 pub mod transaction;
 pub mod validate;

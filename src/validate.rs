@@ -5,16 +5,17 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::concern::sshd_config::is_own;
+use crate::concern::sshd_config::own::is_own;
 use crate::error::{Error, Refusal, SpecError};
 use crate::observe::{Observed, Verdict, ask_sshd};
-use crate::plan::{Op, Plan};
+use crate::plan::Plan;
 use crate::spec::{Setting, Spec, Values};
 use crate::sshd::criteria::{self, pattern_list};
 use crate::sshd::keywords::{counts_in_match, is_forgotten, same};
 use crate::sshd::reading::Reading;
 use crate::sshd::release::Release;
 use crate::sshd::{ConfigTree, Effective};
+use crate::step::Op;
 use crate::sys::mounts::is_mount_point;
 use crate::sys::{self, Files, Image};
 

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use harden::error::{Error, ErrorReport, Refusal, exit};
+use harden::observe::serves;
 use harden::observe::{self, Observed};
-use harden::plan::{Op, Plan, Role, serves};
+use harden::plan::Plan;
 use harden::report::{human, json};
 use harden::saved::SavedPlan;
 use harden::spec;
 use harden::sshd::reading::Reading;
+use harden::step::{Op, Role};
 use harden::sys::process::Session;
 use harden::sys::systemd::Systemd;
 use harden::sys::{self, Files, users};

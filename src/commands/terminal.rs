@@ -5,8 +5,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use harden::error::{Error, Refusal};
-use harden::plan::Step;
 use harden::report::human;
+use harden::step::Step;
 use harden::sys::Files;
 use harden::transaction::decision::{self, Verdict};
 use harden::transaction::follow::Watcher;

@@ -1,11 +1,12 @@
 //! sshd's command line (`SSHD_OPTS` in /etc/default/ssh): it wins over every file, unseen.
 
+use super::Part;
 use super::listening::Listening;
 use crate::error::Refusal;
 use crate::observe::{MAIN_CONFIG, Observed};
-use crate::plan::{FileChange, Part};
 use crate::spec::Spec;
 use crate::sshd::options;
+use crate::step::FileChange;
 
 /// The command line as it will be, and the file that differs.
 #[derive(Debug, Clone, Default, PartialEq)]

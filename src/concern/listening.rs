@@ -59,7 +59,7 @@ impl Listening {
         let reached = |endpoints: &[SocketAddr], v4: bool| {
             endpoints.iter().any(|at| at.is_ipv4() == v4 && !at.ip().is_loopback())
         };
-        let before = crate::plan::held(observed);
+        let before = observed.held();
         let lost = |v4: &bool| reached(&before, *v4) && !reached(&self.endpoints, *v4);
         let family = if [true, false].into_iter().find(lost)? { "IPv4" } else { "IPv6" };
         let list: Vec<String> = self.endpoints.iter().map(ToString::to_string).collect();
@@ -166,7 +166,7 @@ struct Asked {
 
 impl Asked {
     fn new(spec: &Spec, observed: &Observed) -> Self {
-        let earlier = super::sshd_config::earlier_lines(&observed.config);
+        let earlier = super::sshd_config::own::earlier_lines(&observed.config);
         let values = |keyword: &str| -> Vec<String> {
             let lines = earlier.iter().filter(|line| line.is(keyword));
             lines.filter_map(|line| line.args.first().cloned()).collect()
@@ -195,7 +195,7 @@ fn mode(asked: SocketMode, observed: &Observed) -> Mode {
 /// What sshd says is in effect; from its files where harden wrote the present values itself, so
 /// that a spec which no longer asks for them is not held to them, or where sshd cannot be asked.
 fn effective(observed: &Observed, globally: &Effect) -> Effective {
-    let own = super::sshd_config::earlier_lines(&observed.config);
+    let own = super::sshd_config::own::earlier_lines(&observed.config);
     let narrowed = own.iter().any(|line| line.is("AddressFamily") || line.is("ListenAddress"));
     match &observed.effective {
         Verdict::Valid(effective) if !narrowed => effective.clone(),

@@ -9,19 +9,13 @@ pub mod profile;
 pub mod sshd_config;
 pub mod units;
 
-use std::path::Path;
+use crate::step::FileChange;
 
-use crate::plan::{Op, Step};
-use crate::sys::Image;
-use crate::sys::files::Meta;
-
-/// The step that makes a folder for a file that comes next.
-pub(crate) fn folder_step(folder: &Path) -> Step {
-    Step {
-        op: Op::Put {
-            path: folder.to_owned(),
-            image: Image::Directory { meta: Meta::root(0o755) },
-        },
-        why: "The folder for the next file does not exist.".to_owned(),
-    }
+/// What one concern contributes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Part {
+    /// Files that change.
+    pub files: Vec<FileChange>,
+    /// What the reader should know.
+    pub warnings: Vec<String>,
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
 
-use crate::concern::sshd_config::is_own;
+use crate::concern::sshd_config::own::is_own;
 use crate::observe::{Listener, Observed, Owner, Verdict};
 use crate::sshd::Effective;
 use crate::sshd::effective::ports;

@@ -19,10 +19,11 @@ use access::{Obstacle, obstacle};
 pub use host_keys::lost as lost_host_keys;
 use keys::{Key, Keys, Opened, opened};
 
-use crate::concern::sshd_config::{earlier_lines, is_own};
+use crate::concern::sshd_config::own::{earlier_lines, is_own};
 use crate::error::Refusal;
+use crate::observe::serves;
 use crate::observe::{Listener, Observed, Verdict, ask_sshd};
-use crate::plan::{Plan, held, serves};
+use crate::plan::Plan;
 use crate::sshd::Effective;
 use crate::sshd::criteria::test_of;
 use crate::sshd::keywords::same;
@@ -92,7 +93,7 @@ impl Way {
         let session = Session::present();
         let outside = before.addresses.iter().find(|address| !address.is_loopback());
         let here = outside.copied().unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
-        let port = held(before).first().map_or(22, SocketAddr::port);
+        let port = before.held().first().map_or(22, SocketAddr::port);
         let to = session.map_or(SocketAddr::new(here, port), |session| session.server);
         Self {
             from: session.map_or(IpAddr::from([198, 51, 100, 1]), |session| session.client.ip()),
@@ -142,7 +143,7 @@ impl<'v> View<'v> {
 
 /// Whether a plan may lock anybody out, as far as can be told: that sshd is asked, and it answers root alone.
 pub fn is_asked(listed: &[String], before: &Observed, plan: &Plan) -> bool {
-    let same = plan.expect.endpoints == held(before)
+    let same = plan.expect.endpoints == before.held()
         && plan.candidate == before.config
         && plan.options == before.command_line.settings();
     sys::is_root() && !(same && listed.is_empty())

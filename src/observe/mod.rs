@@ -190,6 +190,14 @@ pub enum Owner {
     Unseen,
 }
 
+/// Whether a listener on any of these endpoints takes connections to an address.
+pub fn serves(endpoints: &[SocketAddr], address: IpAddr) -> bool {
+    endpoints
+        .iter()
+        .map(SocketAddr::ip)
+        .any(|ip| ip == address || (ip.is_unspecified() && ip.is_ipv4() == address.is_ipv4()))
+}
+
 impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -214,6 +222,23 @@ impl Observed {
     /// The unit of sshd's that starts, stops or reloads just now: what runs then is not known yet.
     pub fn on_its_way(&self) -> Option<&Unit> {
         [&self.service, &self.socket].into_iter().find(|unit| unit.is_on_its_way())
+    }
+
+    /// Where the two units themselves listen now.
+    pub fn held(&self) -> Vec<SocketAddr> {
+        let units = [&self.service.name, &self.socket.name];
+        let mut held: Vec<SocketAddr> = self
+            .listeners
+            .iter()
+            .filter(|listener| match &listener.owner {
+                Owner::Unit(name) => units.contains(&name),
+                _ => false,
+            })
+            .flat_map(Listener::serves)
+            .collect();
+        held.sort();
+        held.dedup();
+        held
     }
 
     /// What differs between two observations, one sentence each. Process ids and start times do

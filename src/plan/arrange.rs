@@ -7,9 +7,9 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::{Bridge, Expectation, Op, Role, Step};
 use crate::concern::units::Transition;
-use crate::observe::{Listener, Observed, Owner};
+use crate::observe::Observed;
+use crate::step::{Bridge, Expectation, Op, Role, Step};
 
 /// Splits the way into the trial's steps and the permanent ones.
 pub(super) fn arrange(
@@ -18,7 +18,7 @@ pub(super) fn arrange(
     files: Vec<Step>,
     units: &Transition,
 ) -> (Vec<Step>, Vec<Step>) {
-    let held = held(observed);
+    let held = observed.held();
     let (in_the_way, on_the_old_port, others) = leftovers(expect, units, &held);
     let Some(take) = &units.take else {
         let mut steps = files;
@@ -58,23 +58,6 @@ pub(super) fn arrange(
     }
     steps.extend(others);
     (trial, steps)
-}
-
-/// Where the two units themselves listen now.
-pub(crate) fn held(observed: &Observed) -> Vec<SocketAddr> {
-    let units = [&observed.service.name, &observed.socket.name];
-    let mut held: Vec<SocketAddr> = observed
-        .listeners
-        .iter()
-        .filter(|listener| match &listener.owner {
-            Owner::Unit(name) => units.contains(&name),
-            _ => false,
-        })
-        .flat_map(Listener::serves)
-        .collect();
-    held.sort();
-    held.dedup();
-    held
 }
 
 fn on_port_of(at: &SocketAddr, others: &[SocketAddr]) -> bool {

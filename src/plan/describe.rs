@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::{Change, Expectation, FileChange, Op};
+use super::Change;
 use crate::concern::units::Transition;
 use crate::observe::{Listener, Observed};
+use crate::step::{Expectation, FileChange, Op};
 
 /// Lists the changes in the order in which a reader wants them.
 pub(super) fn changes(

@@ -4,22 +4,17 @@ mod arrange;
 mod describe;
 mod undo;
 
-pub(crate) use arrange::held;
 pub(crate) use undo::sparing_sessions;
 pub use undo::{Earlier, undo};
-
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::concern;
 use crate::error::Refusal;
 use crate::observe::Observed;
-use crate::spec::{Spec, Values};
+use crate::spec::Spec;
 use crate::sshd::ConfigTree;
-use crate::sys::Image;
-use crate::sys::process::Process;
+use crate::step::{Expectation, Op, Step, file_steps};
 
 /// What has to happen, in order, and what must hold afterwards.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -61,174 +56,11 @@ pub struct Change {
     pub reason: String,
 }
 
-/// One step of the executor.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
-    /// What is done.
-    pub op: Op,
-    /// Why, in one sentence.
-    pub why: String,
-}
-
-/// The kinds of step: each is the smallest thing that can be undone by itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Op {
-    /// Make a path equal to an image.
-    Put {
-        /// The path.
-        path: PathBuf,
-        /// What it becomes.
-        image: Image,
-    },
-    /// Stop a unit.
-    Stop(String),
-    /// Start a unit.
-    Start(String),
-    /// Restart a unit.
-    Restart(String),
-    /// Enable a unit file.
-    Enable(String),
-    /// Disable a unit file.
-    Disable(String),
-    /// Unmask a unit file.
-    Unmask(String),
-    /// Make systemd read its unit files again.
-    Reload,
-    /// Clear a unit's failed state.
-    ResetFailed(String),
-    /// Wait until every expected endpoint is held by the expected unit and answers.
-    AwaitListeners,
-    /// End a process that systemd lost track of.
-    End(Process),
-    /// Start an sshd of harden's own, outside ssh.service, until it is silenced.
-    Listen(Bridge),
-    /// End that sshd; its sessions live on.
-    Silence(Role),
-}
-
-/// An sshd that carries listeners from one owner to the next.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bridge {
-    /// What it is for.
-    pub role: Role,
-    /// Where it listens.
-    pub endpoints: Vec<SocketAddr>,
-}
-
-/// What a bridging sshd is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// It shows that the new configuration lets its owner in.
-    Trial,
-    /// It keeps the old configuration reachable while the units change.
-    Rescue,
-}
-
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Trial => "trial",
-            Self::Rescue => "rescue",
-        })
-    }
-}
-
-/// Whether a listener on any of these endpoints takes connections to an address.
-pub fn serves(endpoints: &[SocketAddr], address: IpAddr) -> bool {
-    endpoints
-        .iter()
-        .map(SocketAddr::ip)
-        .any(|ip| ip == address || (ip.is_unspecified() && ip.is_ipv4() == address.is_ipv4()))
-}
-
 impl Plan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.trial.is_empty() && self.steps.is_empty()
     }
-}
-
-impl Op {
-    /// The unit whose running state the step changes.
-    pub fn runs_unit(&self) -> Option<&str> {
-        match self {
-            Self::Stop(unit) | Self::Start(unit) | Self::Restart(unit) => Some(unit),
-            _ => None,
-        }
-    }
-}
-
-/// What must hold when the transaction is over.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Expectation {
-    /// Every endpoint on which sshd must answer, and no other.
-    pub endpoints: Vec<SocketAddr>,
-    /// The unit that must hold them.
-    pub owner: String,
-    /// Units, and whether they must be active and enabled.
-    pub units: Vec<UnitExpectation>,
-    /// Values that must be in effect.
-    pub settings: Values,
-    /// Keywords of these for which a Match block may ask for more.
-    #[serde(default)]
-    pub at_least: Vec<String>,
-    /// Values that must be in effect for some: what stands behind `Match`, and the values.
-    #[serde(default)]
-    pub matches: Vec<(String, Values)>,
-    /// Keywords that must not stand on sshd's command line, where they would win.
-    #[serde(default)]
-    pub keywords: Vec<String>,
-}
-
-/// What must hold of one unit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UnitExpectation {
-    /// Its name.
-    pub name: String,
-    /// Whether it must run; `None` where either is right.
-    pub active: Option<bool>,
-    /// Whether it must start at boot.
-    pub enabled: bool,
-}
-
-/// A file of the plan, before and after.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileChange {
-    /// Path of the bytes (symbolic links followed).
-    pub path: PathBuf,
-    /// Text now; `None` where there is no file.
-    pub before: Option<String>,
-    /// Text afterwards; `None` removes the file.
-    pub after: Option<String>,
-    /// Owner, mode and extended attributes afterwards.
-    pub meta: crate::sys::files::Meta,
-    /// Which managed thing it belongs to.
-    pub concern: &'static str,
-    /// Why.
-    pub reason: String,
-}
-
-impl FileChange {
-    pub(crate) fn step(&self) -> Step {
-        let image = match &self.after {
-            None => Image::Absent,
-            Some(text) => {
-                Image::File { content: text.clone().into_bytes(), meta: self.meta.clone() }
-            }
-        };
-        Step { op: Op::Put { path: self.path.clone(), image }, why: self.reason.clone() }
-    }
-}
-
-/// What one concern contributes.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Part {
-    /// Files that change.
-    pub files: Vec<FileChange>,
-    /// What the reader should know.
-    pub warnings: Vec<String>,
 }
 
 /// Plans the way from what is observed to what the spec asks for.
@@ -289,19 +121,4 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
 
 fn unseen(observed: &Observed) -> Vec<String> {
     observed.unseen.iter().map(|what| format!("could not see {what}")).collect()
-}
-
-/// Writes files, each after its folder where that is missing.
-pub(crate) fn file_steps(observed: &Observed, files: &[FileChange]) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for file in files {
-        let folder = file.path.parent().filter(|_| file.before.is_none());
-        if let Some(folder) =
-            folder.filter(|folder| observed.missing_folders.contains(&(*folder).to_owned()))
-        {
-            steps.push(concern::folder_step(folder));
-        }
-        steps.push(file.step());
-    }
-    steps
 }

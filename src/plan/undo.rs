@@ -4,14 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{
-    Change, Expectation, FileChange, Op, Plan, Step, UnitExpectation, arrange, describe, held,
-};
+use super::{Change, Plan, arrange, describe};
 use crate::concern;
 use crate::concern::units::Transition;
 use crate::error::Refusal;
 use crate::observe::{Observed, UNIT_FOLDER};
 use crate::sshd::{ConfigFile, ConfigTree};
+use crate::step::{Expectation, FileChange, Op, Step, UnitExpectation, file_steps};
 use crate::sys::Image;
 use crate::sys::files::Meta;
 use crate::sys::units::is_made_by_hand;
@@ -56,7 +55,7 @@ pub fn undo(
     }
     refuse_units_since(earlier, at)?;
     concern::units::refuse_blocked(observed)?;
-    if !held(observed).is_empty() {
+    if !observed.held().is_empty() {
         concern::sshd_config::refuse_invalid(observed)?;
     }
     let changed: Vec<&(PathBuf, Image)> = earlier
@@ -78,11 +77,11 @@ pub fn undo(
             .collect()
     };
     let sparing = sparing_sessions(earlier.before, observed);
-    let mut settle = super::file_steps(observed, sparing.as_slice());
+    let mut settle = file_steps(observed, sparing.as_slice());
     settle.extend(units.iter().map(put));
     let transition = transition(earlier, observed, settle, &why)?;
     concern::units::refuse_refusing(observed, transition.steps())?;
-    concern::units::refuse_taken(observed, &held(earlier.before))?;
+    concern::units::refuse_taken(observed, &earlier.before.held())?;
     let unit_texts = texts(&units, "units").into_iter().chain(sparing).collect();
     let transition = Transition { files: unit_texts, ..transition };
     let expect = expectation(earlier.before, &transition);
@@ -155,7 +154,7 @@ fn transition(
 ) -> Result<Transition, Refusal> {
     let before = earlier.before;
     let owner = [&before.socket, &before.service].into_iter().find(|unit| unit.is_active());
-    let Some(owner) = owner.filter(|_| !held(before).is_empty()) else {
+    let Some(owner) = owner.filter(|_| !before.held().is_empty()) else {
         return Err(Refusal::new(
             "no-listener-before",
             format!("before transaction {} nothing listened for SSH", earlier.id),
@@ -199,7 +198,7 @@ fn expectation(before: &Observed, transition: &Transition) -> Expectation {
         enabled: unit.is_enabled(),
     });
     Expectation {
-        endpoints: held(before),
+        endpoints: before.held(),
         owner: owner.to_owned(),
         units: units.collect(),
         ..Expectation::default()

@@ -9,7 +9,8 @@ use super::json::{OpenTransaction, PastTransaction};
 use crate::doctor::{Finding, Fix};
 use crate::error::ErrorReport;
 use crate::observe::Observed;
-use crate::plan::{Change, Op, Plan, Step};
+use crate::plan::{Change, Plan};
+use crate::step::{Op, Step};
 use crate::transaction::confirm;
 use crate::transaction::journal::Terms;
 

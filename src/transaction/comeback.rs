@@ -7,7 +7,6 @@ use super::machine::{LISTENERS, STEADY};
 use super::on_demand;
 use super::run::Run;
 use crate::observe::Observed;
-use crate::plan::held;
 use crate::sys::units::Unit;
 
 /// How long a service that listens already may take to say that it has started: somewhat longer than systemd
@@ -96,10 +95,10 @@ impl Seen {
     fn of(before: &Observed, now: &Observed) -> Self {
         let owners = [(&before.socket, &now.socket), (&before.service, &now.service)];
         let owners = || owners.iter().filter(|(was, _)| was.is_active()).map(|(_, is)| *is);
-        let held_now = held(now);
+        let held_now = now.held();
         Self {
             rests: owners().any(Unit::rests),
-            listens: held(before).iter().all(|at| held_now.contains(at)),
+            listens: before.held().iter().all(|at| held_now.contains(at)),
             active: owners().all(Unit::is_active),
             sshd: now.service.main_pid,
         }

@@ -8,7 +8,7 @@ use super::journal::{self, Record, Terms};
 use super::run::cause_of;
 use super::{Outcome, outcome};
 use crate::error::{Error, Refusal};
-use crate::plan::Op;
+use crate::step::Op;
 use crate::sys::Files;
 use crate::sys::process::Process;
 use crate::sys::sockets;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::journal::{self, Record, Terms};
 use super::run::outcome_of;
 use super::{Outcome, decision};
-use crate::plan::Step;
+use crate::step::Step;
 use crate::sys::{Files, SysError, monotonic_usec};
 
 /// What is left of a transaction that nobody works on any more.

@@ -14,7 +14,7 @@ use super::machine::Machine;
 use super::run::{Run, pinned};
 use super::{STATE, bridge, rollback, steps};
 use crate::error::Error;
-use crate::plan::Role;
+use crate::step::Role;
 use crate::sys::fault::point;
 use crate::sys::files::Meta;
 use crate::sys::mounts::is_early;

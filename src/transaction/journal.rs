@@ -13,9 +13,10 @@ use sha2::{Digest, Sha256};
 
 use super::STATE;
 use crate::observe::Observed;
-use crate::plan::{Change, Expectation, Op, Step};
+use crate::plan::Change;
 use crate::spec::Confirm;
 use crate::sshd::ConfigTree;
+use crate::step::{Expectation, Op, Step};
 use crate::sys::process::Process;
 use crate::sys::{self, Files, Image, SysError};
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::observe::{self, Ahead, Observed, PRIVSEP};
-use crate::plan::Expectation;
+use crate::step::Expectation;
 use crate::sys::probe::Visitor;
 use crate::sys::process::Process;
 use crate::sys::service::StopRequest;

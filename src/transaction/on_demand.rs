@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::machine::{LISTENERS, Machine};
 use crate::observe::Observed;
-use crate::plan::held;
 use crate::sys::SysError;
 use crate::sys::probe::{Heard, Visitor};
 use crate::sys::units::Unit;
@@ -25,7 +24,7 @@ pub(super) fn starts(machine: &dyn Machine, host: &Observed) -> Result<(), SysEr
     if !socket.is_active() {
         return Ok(());
     }
-    let knock = || held(host).iter().find_map(|at| machine.knock(at));
+    let knock = || host.held().iter().find_map(|at| machine.knock(at));
     let (name, judged) = if socket.accept {
         (socket.name.replace(".socket", "@.service"), instance_starts(machine, socket, knock))
     } else {

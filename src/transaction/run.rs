@@ -9,7 +9,7 @@ use super::machine::Machine;
 use super::{Outcome, STATE, steps};
 use crate::error::Error;
 use crate::observe::Observed;
-use crate::plan::{Bridge, Expectation, Op, Role, Step};
+use crate::step::{Bridge, Expectation, Op, Role, Step};
 use crate::sys::{Image, SysError};
 
 /// A transaction that this process works on.

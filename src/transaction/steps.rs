@@ -9,7 +9,7 @@ use super::machine::Machine;
 use super::run::Run;
 use super::{along, bridge, rollback};
 use crate::observe::Observed;
-use crate::plan::{Op, Role, Step};
+use crate::step::{Op, Role, Step};
 use crate::sys::fault::point;
 use crate::sys::{Image, Result, SysError};
 
@@ -250,7 +250,7 @@ pub(super) fn paths(observed: &Observed, op: &Op) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Bridge;
+    use crate::step::Bridge;
 
     #[test]
     fn a_port_changes_hands_at_once_where_the_trial_takes_or_gives_it() {

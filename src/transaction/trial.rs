@@ -6,8 +6,9 @@ use super::decision::{self, Decision, Verdict};
 use super::journal::Record;
 use super::run::Run;
 use super::{bridge, guard, steps};
-use crate::plan::{Op, Role, held, serves};
+use crate::observe::serves;
 use crate::spec::Confirm;
+use crate::step::{Op, Role};
 use crate::sys::fault::point;
 use crate::sys::process::Process;
 use crate::verify::logins::{Answer, Asked};
@@ -129,7 +130,7 @@ fn logins_of(run: &Run) -> Asked {
         admins: terms.as_ref().map(|terms| terms.admins.clone()).unwrap_or_default(),
         from: terms.as_ref().and_then(|terms| terms.from),
         attended: !by_probe(run),
-        moves: run.expect.endpoints != held(&run.before),
+        moves: run.expect.endpoints != run.before.held(),
         folder: bridge::folder(&run.id),
         candidate: terms.as_ref().map(|terms| terms.candidate.clone()).unwrap_or_default(),
         options: terms.map(|terms| terms.options).unwrap_or_default(),

@@ -13,7 +13,7 @@ use super::run::{Run, cause_of, limit_of};
 use super::trial::Ended;
 use super::{Outcome, permanent, rollback, steps, trial};
 use crate::error::Error;
-use crate::plan::Op;
+use crate::step::Op;
 use crate::sys::fault::point;
 use crate::sys::{Files, SysError};
 

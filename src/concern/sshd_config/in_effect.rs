@@ -1,7 +1,7 @@
 //! Whether what the spec says takes effect for everybody whom it is meant for: Match blocks of others win
 //! over everything outside them, and the first block that applies wins over later ones. Pure.
 
-use super::is_own;
+use super::own::is_own;
 use crate::concern::profile::is_stricter;
 use crate::error::Refusal;
 use crate::spec::Values;

@@ -2,17 +2,19 @@
 
 mod in_effect;
 mod methods;
+pub(crate) mod own;
 mod warnings;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub(crate) use in_effect::{Wanted, lost, refuse_lost};
+use own::{BEGIN, DROP_IN, END, HEADER, MATCH_FILE, SET_ASIDE, bare, is_own, map_lines};
 
+use super::Part;
 use super::listening::Listening;
 use crate::error::Refusal;
 use crate::observe::{Observed, Verdict};
-use crate::plan::{FileChange, Part};
 use crate::spec::{MatchBlock, Spec};
 use crate::sshd::keywords::{Follows, follows, same};
 use crate::sshd::reading::{Effect, Place, Problem, Reading};
@@ -20,21 +22,8 @@ use crate::sshd::release::Release;
 use crate::sshd::syntax::{Directive, parse_line};
 use crate::sshd::tree::pattern_reads;
 use crate::sshd::{ConfigFile, ConfigTree};
+use crate::step::FileChange;
 use crate::sys::files::Meta;
-
-/// The drop-in: it sorts before cloud-init's 50- and nearly everything else.
-pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-harden.conf";
-
-/// Where Match blocks go when no drop-in is read early enough: at the top of the main file they would take
-/// everything below them in, and a file of their own ends them.
-const MATCH_FILE: &str = "/etc/ssh/harden-match.conf";
-
-const HEADER: &str = "# Written by harden; `harden apply` replaces it. Change the spec instead.\n";
-const BEGIN: &str = "# BEGIN harden: `harden apply` replaces these lines; change the spec instead.";
-const END: &str = "# END harden";
-/// In front of a line of someone else's that the spec replaces; taken off again when it no
-/// longer does.
-const SET_ASIDE: &str = "#harden# ";
 
 /// The configuration as it will be, and the files that differ.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -127,22 +116,6 @@ fn match_lines(blocks: &[MatchBlock]) -> Vec<String> {
     blocks.iter().flat_map(lines).collect()
 }
 
-/// Whether a file is harden's own.
-pub(crate) fn is_own(path: &Path) -> bool {
-    path == Path::new(DROP_IN) || path == Path::new(MATCH_FILE)
-}
-
-/// The lines that an earlier spec wrote for everybody: the drop-in's, or the block's at the top of the main
-/// file.
-pub(crate) fn earlier_lines(tree: &ConfigTree) -> Vec<Directive> {
-    let drop_in = tree.file(Path::new(DROP_IN)).map(|file| file.text.as_str()).unwrap_or_default();
-    let drop_in = drop_in.split("\nMatch ").next().unwrap_or_default();
-    let main = tree.file(&tree.main).map(|file| file.text.as_str()).unwrap_or_default();
-    let block = main.split_once(BEGIN).and_then(|(_, rest)| Some(rest.split_once(END)?.0));
-    let lines = drop_in.lines().chain(block.unwrap_or_default().lines());
-    lines.filter_map(parse_line).filter(|line| !line.is("Include")).collect()
-}
-
 /// The configuration as it would be had harden never written to it.
 ///
 /// # Errors
@@ -189,48 +162,6 @@ fn unresolved(globally: &Effect, said: &str) -> Option<String> {
     };
     let mut lines = globally.of("ListenAddress")?.followed.iter();
     lines.find(|place| place.directive.args.first().is_some_and(names)).map(ToString::to_string)
-}
-
-fn bare(tree: &ConfigTree) -> ConfigTree {
-    let mut tree = tree.clone();
-    tree.files.retain(|file| !is_own(&file.path));
-    for paths in tree.includes.values_mut() {
-        paths.retain(|path| !is_own(path));
-    }
-    tree.includes.remove(MATCH_FILE);
-    for file in &mut tree.files {
-        if file.text.contains(BEGIN) {
-            file.text = without_block(&file.text);
-        }
-        if file.text.contains(SET_ASIDE) {
-            file.text = map_lines(&file.text, |_, line| {
-                line.strip_prefix(SET_ASIDE).unwrap_or(line).to_owned()
-            });
-        }
-    }
-    tree
-}
-
-fn without_block(text: &str) -> String {
-    let mut inside = false;
-    text.split_inclusive('\n')
-        .filter(|line| {
-            let line = line.trim_end();
-            let begins = line == BEGIN;
-            let ends = inside && line == END;
-            inside = (inside || begins) && !ends;
-            !(inside || ends)
-        })
-        .collect()
-}
-
-/// Rewrites a text line by line and keeps every line ending.
-fn map_lines(text: &str, mut change: impl FnMut(usize, &str) -> String) -> String {
-    text.split('\n')
-        .enumerate()
-        .map(|(index, line)| change(index, line))
-        .collect::<Vec<_>>()
-        .join("\n")
 }
 
 /// Reads a configuration as a release of sshd does.

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{earlier_lines, is_own};
+use super::own::{earlier_lines, is_own};
 use crate::concern::listening::Listening;
 use crate::observe::Observed;
-use crate::plan::held;
 use crate::spec::MatchBlock;
 use crate::sshd::ConfigTree;
 use crate::sshd::criteria::Criterion;
@@ -34,7 +33,7 @@ pub(super) fn left_behind(
     }
     let Ok(reading) = Reading::new(candidate, observed.release.clone()) else { return Vec::new() };
     let Ok(blocks) = reading.blocks() else { return Vec::new() };
-    let (were, are) = (ports(&held(observed)), ports(&listening.endpoints));
+    let (were, are) = (ports(&observed.held()), ports(&listening.endpoints));
     let is_left = |port: &u16| were.contains(port) && !are.contains(port);
     let mut seen = BTreeSet::new();
     let of = |block: Block| {

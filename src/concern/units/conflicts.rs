@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::concern::listening::{Listening, collide};
 use crate::error::Refusal;
 use crate::observe::{Listener, NOT_TO_BE_RUN, Observed, Owner};
-use crate::plan::{FileChange, Op, Step};
+use crate::step::{FileChange, Op, Step};
 use crate::sys::process::Process;
 use crate::sys::units::Unit;
 

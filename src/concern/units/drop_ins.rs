@@ -6,7 +6,7 @@ use super::Planner;
 use crate::concern::listening::configured;
 use crate::error::Refusal;
 use crate::observe::{Observed, UNIT_FOLDER, sessions_drop_in};
-use crate::plan::FileChange;
+use crate::step::FileChange;
 use crate::sys::files::Meta;
 use crate::sys::units::directives;
 

@@ -18,7 +18,7 @@ use std::path::Path;
 use super::listening::{Listening, Mode, configured};
 use crate::error::Refusal;
 use crate::observe::{Listener, Observed, Owner, UNIT_FOLDER};
-use crate::plan::{FileChange, Op, Step, UnitExpectation};
+use crate::step::{FileChange, Op, Step, UnitExpectation, file_steps};
 use crate::sys::process::Process;
 use crate::sys::units::Unit;
 
@@ -293,6 +293,6 @@ impl Steps {
     }
 
     fn files(&mut self, observed: &Observed, files: &[FileChange]) {
-        self.0.extend(crate::plan::file_steps(observed, files));
+        self.0.extend(file_steps(observed, files));
     }
 }

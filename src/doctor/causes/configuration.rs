@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::{command, finding, shown};
-use crate::concern::sshd_config::{is_own, with_place};
+use crate::concern::sshd_config::own::is_own;
+use crate::concern::sshd_config::with_place;
 use crate::doctor::{Case, Finding, Fix, lines};
 use crate::observe::{MAIN_CONFIG, PRIVSEP, Verdict};
 use crate::sshd::reading::{Place, Problem, Reading};

@@ -24,7 +24,7 @@ use super::run::Run;
 use super::{Outcome, bridge, guard, on_demand, worker};
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner};
-use crate::plan::Role;
+use crate::step::Role;
 use crate::sys::units::Unit;
 use crate::sys::{Result, SysError};
 

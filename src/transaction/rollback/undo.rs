@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::plan::Op;
+use crate::step::Op;
 use crate::sys::fault::point;
 use crate::sys::units::is_made_by_hand;
 use crate::sys::{Files, Image, Result};

@@ -8,7 +8,8 @@ use super::undo::{Undo, is_edited, put_back};
 use crate::concern::listening::configured;
 use crate::error::Error;
 use crate::observe::{Observed, Owner};
-use crate::plan::{self, Bridge, Op, Role, held};
+use crate::plan::{self};
+use crate::step::{Bridge, Op, Role, file_steps};
 use crate::sys::fault::point;
 use crate::sys::units::Unit;
 use crate::sys::{Image, Result};
@@ -163,7 +164,7 @@ impl<'r, 'm> Way<'r, 'm> {
 
     /// Where neither the old sshd would start nor a rescue, the trial is the last that listens.
     fn is_last(&self, before: &Observed) -> bool {
-        let rescue = Bridge { role: Role::Rescue, endpoints: held(before) };
+        let rescue = Bridge { role: Role::Rescue, endpoints: before.held() };
         match bridge::check(self.run, &rescue) {
             Ok(()) => false,
             Err(error) => {
@@ -212,7 +213,7 @@ impl<'r, 'm> Way<'r, 'm> {
         };
         let (then, there) = (would_listen(before), would_listen(now));
         let is_lost = |at: &SocketAddr| then.contains(at) && !there.contains(at);
-        let lost = held(before).into_iter().find(is_lost).filter(|_| !there.is_empty())?;
+        let lost = before.held().into_iter().find(is_lost).filter(|_| !there.is_empty())?;
         let there: Vec<String> = there.iter().map(ToString::to_string).collect();
         Some(format!(
             "{owner} would listen on {}, and not on {lost} any more: put Port and ListenAddress back as \
@@ -227,7 +228,7 @@ impl<'r, 'm> Way<'r, 'm> {
         let same_run = now.service.main_pid == before.service.main_pid
             && now.service.active == before.service.active
             && now.socket.active == before.socket.active
-            && held(&now) == held(before);
+            && now.held() == before.held();
         same_run || (!now.stale && before.differences(&now, ended).is_empty())
     }
 
@@ -240,8 +241,8 @@ impl<'r, 'm> Way<'r, 'm> {
             let by = if before.socket.is_active() { &host.socket } else { &host.service };
             by.is_active()
         };
-        let holds = held(&now);
-        (owner(&now) || !owner(before)) && held(before).iter().all(|at| holds.contains(at))
+        let holds = now.held();
+        (owner(&now) || !owner(before)) && before.held().iter().all(|at| holds.contains(at))
     }
 
     fn stop_units(&mut self, before: &Observed) {
@@ -290,7 +291,7 @@ impl<'r, 'm> Way<'r, 'm> {
         }
         let Ok(now) = self.run.observe() else { return false };
         let drop_in = plan::sparing_sessions(before, &now);
-        let steps = plan::file_steps(&now, drop_in.as_slice());
+        let steps = file_steps(&now, drop_in.as_slice());
         for step in &steps {
             if let Op::Put { path, image } = &step.op {
                 self.attempt(machine.files().put(path, image));
@@ -335,7 +336,7 @@ impl<'r, 'm> Way<'r, 'm> {
 
 /// Has the rescue listen wherever the old listeners should and do not; tells whether that is anywhere.
 pub(super) fn listen_where_nobody_does(run: &Run) -> std::result::Result<bool, Error> {
-    let mut endpoints = held(&run.before);
+    let mut endpoints = run.before.held();
     match run.observe() {
         Ok(now) => {
             let now = held_for_good(&now);
@@ -371,5 +372,5 @@ fn held_for_good(now: &Observed) -> Vec<SocketAddr> {
     for unit in [&now.socket, &now.service].into_iter().filter(|unit| leaves(unit)) {
         staying.listeners.retain(|listener| listener.owner != Owner::Unit(unit.name.clone()));
     }
-    held(&staying)
+    staying.held()
 }

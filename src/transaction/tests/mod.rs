@@ -15,8 +15,9 @@ use super::machine::Machine;
 use super::*;
 use crate::error::Error;
 use crate::observe::Observed;
-use crate::plan::{Plan, Role, plan};
+use crate::plan::{Plan, plan};
 use crate::spec::Confirm;
+use crate::step::Role;
 use crate::sys::Image;
 
 fn a_plan(observed: &Observed, port: u16) -> Plan {
