@@ -1,6 +1,7 @@
 //! What plans are made of: steps, and what must hold after them. Concerns emit them, the planner puts them in
 //! order, the transaction executes them.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -92,6 +93,23 @@ impl Op {
         match self {
             Self::Stop(unit) | Self::Start(unit) | Self::Restart(unit) => Some(unit),
             _ => None,
+        }
+    }
+
+    /// Paths that a step may change, folders first.
+    pub(crate) fn paths(&self, observed: &Observed) -> Vec<PathBuf> {
+        match self {
+            Self::Put { path, .. } => vec![path.clone()],
+            Self::Enable(_) | Self::Disable(_) | Self::Unmask(_) => {
+                // Disabling removes a folder of links that becomes empty, enabling makes it.
+                let folders: BTreeSet<PathBuf> = observed
+                    .links
+                    .keys()
+                    .filter_map(|link| Some(link.parent()?.to_owned()))
+                    .collect();
+                folders.into_iter().chain(observed.links.keys().cloned()).collect()
+            }
+            _ => Vec::new(),
         }
     }
 }

@@ -18,7 +18,7 @@ use harden::sys::{self, Files, users};
 use harden::transaction::follow::{self, Watcher, follow};
 use harden::transaction::journal::{self, Terms};
 use harden::transaction::machine::{Machine, RealMachine};
-use harden::transaction::{Lock, Outcome, decision, front, guard};
+use harden::transaction::{Lock, Outcome, decision, front, guard, leftovers};
 use harden::verify;
 
 use super::input::{MAX_PLAN, read_input};
@@ -119,7 +119,7 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
             Err(ended) => return Ok(*ended),
         };
     }
-    for id in guard::clear_up(&machine)? {
+    for id in leftovers::clear_up(&machine)? {
         tracing::warn!("{}", taken_over(&id));
     }
     let look = |ahead| machine.observe_with(ahead);

@@ -12,7 +12,7 @@ use harden::transaction::decision::{self, Verdict};
 use harden::transaction::follow::Watcher;
 use harden::transaction::journal::{self, Record, Terms};
 use harden::transaction::machine::{Machine, RealMachine};
-use harden::transaction::{self, Lock, Outcome, front, guard};
+use harden::transaction::{self, Lock, Outcome, front, guard, leftovers};
 use harden::{validate, verify};
 
 use super::apply::{
@@ -44,7 +44,7 @@ fn rolled_back(args: &RollbackArgs, format: Format) -> Result<Ended, Error> {
         return take_back(&machine, &id, &records);
     }
     let lock = Lock::take(&files)?;
-    let lost = guard::clear_up(&machine)?;
+    let lost = leftovers::clear_up(&machine)?;
     for id in &lost {
         Terminal::new(&files).note(&taken_over(id));
     }

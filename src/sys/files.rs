@@ -306,6 +306,22 @@ impl Files {
         sync_folder(folder).map_err(failed)
     }
 
+    /// Puts one path back. A folder that was absent goes only when it is empty again.
+    pub fn put_back(&self, path: &Path, image: &Image) -> Result<()> {
+        self.clear_beside(path);
+        let now = self.image(path)?;
+        if now == *image {
+            return Ok(());
+        }
+        if *image == Image::Absent
+            && matches!(now, Image::Directory { .. })
+            && !self.list(path).is_empty()
+        {
+            return Ok(());
+        }
+        self.put(path, image)
+    }
+
     /// Removes what a write that was killed may have left beside a path.
     pub fn clear_beside(&self, path: &Path) {
         let _ = fs::remove_file(beside(&self.real(path)));

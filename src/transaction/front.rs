@@ -6,7 +6,7 @@ use super::guard::{self, worker_unit};
 use super::journal::{self, Journal, Record, Terms};
 use super::lock::Lock;
 use super::machine::{Machine, RealMachine};
-use super::{state, worker};
+use super::{run, state};
 use crate::error::{Error, Refusal};
 use crate::observe::Observed;
 use crate::plan::Plan;
@@ -112,5 +112,5 @@ fn go_on(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> {
 }
 
 fn start(machine: &RealMachine, id: &str) -> Result<(), SysError> {
-    machine.start_worker(&worker_unit(id), &worker::command(machine, "worker", id))
+    machine.start_worker(&worker_unit(id), &run::command(machine, "worker", id))
 }

@@ -12,8 +12,7 @@ use std::time::Duration;
 use super::journal::{self, Record};
 use super::machine::Machine;
 use super::run::{Run, pinned};
-use super::{STATE, bridge, rollback, steps};
-use crate::error::Error;
+use super::{STATE, bridge};
 use crate::step::Role;
 use crate::sys::fault::point;
 use crate::sys::files::Meta;
@@ -204,11 +203,11 @@ pub(super) fn stand_down(machine: &dyn Machine, id: &str, records: &[Record]) {
     let own =
         own.unwrap_or_else(|| if journal::has_begun(records) { Vec::new() } else { all_gone() });
     for (path, image) in own.iter().rev() {
-        heed(rollback::put_back(machine.files(), path, image));
+        heed(machine.files().put_back(path, image));
     }
     for unit in [RECOVERY, RESUME] {
         // One that timed out at boot would be shown as failed for ever.
-        steps::forgive(machine, unit);
+        machine.forgive(unit);
     }
     heed(machine.files().remove_tree(&bridge::folder(id)));
     heed(machine.files().put(&pinned(id), &Image::Absent));
@@ -216,7 +215,7 @@ pub(super) fn stand_down(machine: &dyn Machine, id: &str, records: &[Record]) {
 }
 
 /// What is left of decisions that were killed before they were made.
-fn unmade(files: &Files) -> Vec<PathBuf> {
+pub(super) fn unmade(files: &Files) -> Vec<PathBuf> {
     let mut paths = files.list(Path::new(STATE));
     paths.retain(|path| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
@@ -224,48 +223,9 @@ fn unmade(files: &Files) -> Vec<PathBuf> {
     paths
 }
 
-fn discard_unmade(files: &Files, id: &str) -> Result<()> {
+pub(super) fn discard_unmade(files: &Files, id: &str) -> Result<()> {
     let of_it = |path: &&PathBuf| path.to_string_lossy().contains(id);
     unmade(files).iter().filter(of_it).try_for_each(|path| files.put(path, &Image::Absent))
-}
-
-/// Clears away what closed transactions have left, where the power was cut just then; or where somebody who
-/// came too late to decide was killed meanwhile.
-///
-/// Where the journal of one is lost whose listeners are there still, sshd's own unit takes their place: returns
-/// which those are.
-///
-/// # Errors
-/// Where it does not; then they stay.
-pub fn clear_up(machine: &dyn Machine) -> std::result::Result<Vec<String>, Error> {
-    let files = machine.files();
-    let ids = if unmade(files).is_empty() { Vec::new() } else { journal::ids(files) };
-    for id in ids {
-        let closed = journal::read(files, &id).is_ok_and(|all| !journal::is_open(&all));
-        if closed && let Err(error) = discard_unmade(files, &id) {
-            tracing::debug!(%error, "left of {id}");
-        }
-    }
-    let bridges = machine.units("active", &bridge::PATTERNS)?;
-    let listening: BTreeSet<String> =
-        bridges.iter().filter_map(|unit| bridge::id_of(unit)).collect();
-    let mut left: BTreeSet<String> = journal::ids_of(files, ".harden").into_iter().collect();
-    left.extend(listening.iter().cloned());
-    let mut taken_over = Vec::new();
-    for id in left {
-        let Ok(records) = journal::read(files, &id) else { continue };
-        if journal::is_open(&records) {
-            continue;
-        }
-        // Of a journal that is lost it is not known whether the change was over.
-        if !journal::has_begun(&records) && listening.contains(&id) {
-            rollback::without_a_journal(machine, &id)?;
-            taken_over.push(id);
-        } else {
-            stand_down(machine, &id, &records);
-        }
-    }
-    Ok(taken_over)
 }
 
 /// Whether a process that systemd knows of works on a transaction.

@@ -46,6 +46,13 @@ pub trait Machine {
     fn reload(&self) -> Result<()>;
     /// Clears a unit's failed state.
     fn reset_failed(&self, unit: &str) -> Result<()>;
+    /// Clears the start counter: five starts in ten seconds, harden's own among them, would make
+    /// systemd refuse the next one (`StartLimitBurst=`), the way back's too.
+    fn forgive(&self, unit: &str) {
+        if let Err(error) = self.reset_failed(unit) {
+            tracing::debug!(%error, "the start counter stays");
+        }
+    }
     /// Ends a process.
     fn end(&self, process: &Process) -> Result<()>;
     /// Waits until the expected endpoints are held by the expected unit.

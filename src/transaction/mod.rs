@@ -20,6 +20,7 @@ pub mod follow;
 pub mod front;
 pub mod guard;
 pub mod journal;
+pub mod leftovers;
 pub mod lock;
 pub mod machine;
 mod on_demand;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::journal::{self, Journal, Record, Terms};
 use super::machine::Machine;
-use super::{Outcome, STATE, steps};
+use super::{Outcome, STATE};
 use crate::error::Error;
 use crate::observe::Observed;
 use crate::step::{Bridge, Expectation, Op, Role, Step};
@@ -148,6 +148,18 @@ pub(super) fn pinned(id: &str) -> PathBuf {
     Path::new(STATE).join(format!("{id}.harden"))
 }
 
+/// The command line of a process that goes on with a transaction: its own copy of harden, or,
+/// where that is gone, this program.
+pub(super) fn command(machine: &dyn Machine, what: &str, id: &str) -> Vec<String> {
+    let pinned = pinned(id);
+    let program = if machine.files().exists(&pinned) {
+        pinned
+    } else {
+        std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/local/bin/harden"))
+    };
+    vec![program.display().to_string(), what.to_owned(), id.to_owned()]
+}
+
 /// In how many boots somebody has worked on it.
 pub(super) fn boots(records: &[Record]) -> usize {
     let boots = records.iter().filter_map(|record| match record {
@@ -180,7 +192,7 @@ pub(super) fn planned(records: &[Record]) -> Vec<(Op, Vec<(PathBuf, Image)>)> {
     let images = images_of(records);
     let trial = terms.iter().flat_map(|terms| &terms.trial);
     let with_images = |step: &Step| {
-        let paths = steps::paths(before, &step.op).into_iter();
+        let paths = step.op.paths(before).into_iter();
         let there = paths.filter_map(|path| Some((path.clone(), images.get(&path)?.clone())));
         (step.op.clone(), there.collect())
     };

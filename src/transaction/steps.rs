@@ -1,14 +1,12 @@
 //! Doing one step.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::journal::Record;
 use super::machine::Machine;
 use super::run::Run;
-use super::{along, bridge, rollback};
-use crate::observe::Observed;
+use super::{along, bridge};
 use crate::step::{Op, Role, Step};
 use crate::sys::fault::point;
 use crate::sys::{Image, Result, SysError};
@@ -50,7 +48,7 @@ fn execute_together(run: &mut Run, steps: &[(usize, Step)], left: Duration) -> R
         let begun = begun(run, *index, &step.op);
         run.record(begun)?;
         if let Op::Start(unit) | Op::Restart(unit) = &step.op {
-            forgive(run.machine, unit);
+            run.machine.forgive(unit);
         }
     }
     let last_to_go = steps.len().checked_sub(2);
@@ -108,14 +106,14 @@ fn take_all(run: &mut Run, unit: &str, from: Role, left: Duration) -> Result<()>
     if !unit.ends_with(".service") || run.machine.holds(unit, &bridge.endpoints)? {
         return Ok(());
     }
-    forgive(run.machine, unit);
+    run.machine.forgive(unit);
     perform(run, &Op::Restart(unit.to_owned()), left)
 }
 
 /// The record of a step that is about to be done: the way back goes by these.
 pub(super) fn begun(run: &Run, index: usize, op: &Op) -> Record {
     let images = run.images();
-    let before = paths(&run.before, op).into_iter();
+    let before = op.paths(&run.before).into_iter();
     let before = before.filter_map(|path| Some((path.clone(), images.get(&path)?.clone())));
     Record::Step { index, op: op.clone(), before: before.collect() }
 }
@@ -126,7 +124,7 @@ fn perform(run: &mut Run, op: &Op, left: Duration) -> Result<()> {
     match op {
         Op::Put { path, image } => {
             refuse_edited(run, path, image)?;
-            rollback::put_back(machine.files(), path, image)
+            machine.files().put_back(path, image)
         }
         Op::Stop(unit) => {
             // A unit that is gone cannot be stopped, and does not run.
@@ -148,7 +146,7 @@ fn perform(run: &mut Run, op: &Op, left: Duration) -> Result<()> {
         Op::Unmask(unit) => machine.unmask(unit),
         Op::Reload => machine.reload(),
         Op::ResetFailed(unit) => {
-            forgive(machine, unit);
+            machine.forgive(unit);
             Ok(())
         }
         Op::AwaitListeners => machine.await_listeners(&run.expect, left),
@@ -184,7 +182,7 @@ fn start(machine: &dyn Machine, method: &'static str, unit: &str, left: Duration
     let deadline = Instant::now() + left;
     match start_once(machine, method, unit, left) {
         Err(error) if !error.is_silence() => {
-            forgive(machine, unit);
+            machine.forgive(unit);
             std::thread::sleep(Duration::from_millis(100));
             let left = deadline.saturating_duration_since(Instant::now());
             start_once(machine, method, unit, left).map_err(|_| error)
@@ -215,14 +213,6 @@ fn start_once(
     Err(error)
 }
 
-/// Clears the start counter: five starts in ten seconds, harden's own among them, would make
-/// systemd refuse the next one (`StartLimitBurst=`), the way back's too.
-pub(super) fn forgive(machine: &dyn Machine, unit: &str) {
-    if let Err(error) = machine.reset_failed(unit) {
-        tracing::debug!(%error, "the start counter stays");
-    }
-}
-
 fn expect_active(machine: &dyn Machine, unit: &str, active: bool) -> Result<()> {
     let now = machine.unit(unit)?;
     if now.is_active() == active {
@@ -231,20 +221,6 @@ fn expect_active(machine: &dyn Machine, unit: &str, active: bool) -> Result<()> 
     let wanted = if active { "start" } else { "stop" };
     let state = format!("it is {} ({}), result {}", now.active, now.sub, now.result);
     Err(SysError::new(format!("{unit} did not {wanted}"), state))
-}
-
-/// Paths that a step may change, folders first.
-pub(super) fn paths(observed: &Observed, op: &Op) -> Vec<PathBuf> {
-    match op {
-        Op::Put { path, .. } => vec![path.clone()],
-        Op::Enable(_) | Op::Disable(_) | Op::Unmask(_) => {
-            // Disabling removes a folder of links that becomes empty, enabling makes it.
-            let folders: BTreeSet<PathBuf> =
-                observed.links.keys().filter_map(|link| Some(link.parent()?.to_owned())).collect();
-            folders.into_iter().chain(observed.links.keys().cloned()).collect()
-        }
-        _ => Vec::new(),
-    }
 }
 
 #[cfg(test)]

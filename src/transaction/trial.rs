@@ -48,7 +48,7 @@ fn prepare(run: &mut Run) -> Result<(), String> {
     let files = run.machine.files();
     let mut paths = Vec::new();
     for (_, step) in run.trial().into_iter().chain(run.permanent()) {
-        for path in steps::paths(&run.before, &step.op) {
+        for path in step.op.paths(&run.before) {
             if !paths.iter().any(|(known, _)| *known == path) {
                 let image = files.image(&path).map_err(|error| error.to_string())?;
                 paths.push((path, image));

@@ -1,7 +1,6 @@
 //! The process that does a transaction: a service of systemd's, outside any session. It can die at
 //! any instant; whoever goes on finds in the journal and the decision what there is to do.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::decision::{self, Decision, Verdict};
@@ -11,7 +10,7 @@ use super::lock::Lock;
 use super::machine::{Machine, RealMachine};
 use super::run::{Run, cause_of, limit_of};
 use super::trial::Ended;
-use super::{Outcome, permanent, rollback, steps, trial};
+use super::{Outcome, leftovers, permanent, rollback, steps, trial};
 use crate::error::Error;
 use crate::step::Op;
 use crate::sys::fault::point;
@@ -52,7 +51,7 @@ fn work_locked(machine: &dyn Machine, id: &str, _lock: &Lock) -> Result<Outcome,
         // It was torn when it began, or somebody has removed it: there is nothing to go on with.
         let cause = "its journal is gone".to_owned();
         tracing::error!("transaction {id}: {cause}");
-        if let Err(error) = rollback::without_a_journal(machine, id) {
+        if let Err(error) = leftovers::without_a_journal(machine, id) {
             tracing::error!(%error, "what listens stays");
         }
         return Ok(Outcome::Refused { cause });
@@ -190,7 +189,7 @@ fn forward_files(run: &mut Run) -> Result<(), SysError> {
         }
         match &step.op {
             Op::Put { path, image } => match steps::refuse_edited(run, path, image) {
-                Ok(()) => rollback::put_back(machine.files(), path, image)?,
+                Ok(()) => machine.files().put_back(path, image)?,
                 // Their edit stays; whether it fits is for the proof to say.
                 Err(error) => tracing::warn!(%error, "during recovery"),
             },
@@ -216,16 +215,4 @@ fn running_units(run: &Run, forward: bool) -> Vec<(String, bool)> {
         .filter(|unit| unit.exists() && touched.contains(&unit.name))
         .map(|unit| (unit.name.clone(), unit.is_enabled()))
         .collect()
-}
-
-/// The command line of a process that goes on with a transaction: its own copy of harden, or,
-/// where that is gone, this program.
-pub fn command(machine: &dyn Machine, what: &str, id: &str) -> Vec<String> {
-    let pinned = super::run::pinned(id);
-    let program = if machine.files().exists(&pinned) {
-        pinned
-    } else {
-        std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/local/bin/harden"))
-    };
-    vec![program.display().to_string(), what.to_owned(), id.to_owned()]
 }

@@ -15,18 +15,16 @@ use std::time::{Duration, Instant};
 
 pub use self::undo::changed;
 use self::undo::{Undo, undo};
-pub(super) use self::undo::{enabled_or_disabled, files, put_back};
+pub(super) use self::undo::{enabled_or_disabled, files};
 use self::way::{Way, listen_where_nobody_does, trial_listens};
 use super::comeback::RESTART;
 use super::journal::Record;
-use super::machine::{JOB, LISTENERS, Machine};
+use super::machine::LISTENERS;
 use super::run::Run;
-use super::{Outcome, bridge, guard, on_demand, worker};
+use super::{Outcome, guard};
 use crate::error::Error;
 use crate::observe::{Listener, Observed, Owner};
-use crate::step::Role;
 use crate::sys::units::Unit;
-use crate::sys::{Result, SysError};
 
 /// Takes a transaction back and proves it.
 pub(super) fn run(run: &mut Run, cause: &str) -> Outcome {
@@ -126,65 +124,6 @@ fn settled(run: &Run) -> std::result::Result<Observed, Error> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// The journal is gone, and with it what there was before. What listens goes on listening unless
-/// a unit of sshd's takes its place, and lets somebody in: one that is enabled, or else ssh.service.
-///
-/// # Errors
-/// Why what listens stays.
-pub(super) fn without_a_journal(machine: &dyn Machine, id: &str) -> std::result::Result<(), Error> {
-    let now = machine.observe()?;
-    let units = [&now.socket, &now.service];
-    if units.into_iter().any(Unit::is_active) {
-        on_demand::starts(machine, &now)?;
-    } else {
-        let owner = units.into_iter().find(|unit| unit.is_enabled()).unwrap_or(&now.service);
-        if let Some(why) = now.obstacle(&[&owner.name]) {
-            return Err(SysError::new(format!("cannot start {}", owner.name), why).into());
-        }
-        take_over(machine, id, &now, &owner.name)?;
-    }
-    guard::stand_down(machine, id, &[]);
-    Ok(())
-}
-
-/// Has a unit take the place of the bridges; where it does not come up, they listen again.
-fn take_over(
-    machine: &dyn Machine,
-    id: &str,
-    now: &Observed,
-    owner: &str,
-) -> std::result::Result<(), Error> {
-    let mut silenced = Vec::new();
-    for role in [Role::Trial, Role::Rescue] {
-        let unit = bridge::unit(id, role);
-        silenced.extend(bridge::seen(&machine.unit(&unit)?, now));
-    }
-    let started = (|| {
-        for sshd in &silenced {
-            machine.silence(&sshd.unit)?;
-        }
-        machine.job("StartUnit", owner, JOB)?;
-        on_demand::starts(machine, &machine.observe()?)?;
-        Ok(())
-    })();
-    if started.is_ok() || silenced.is_empty() {
-        return started;
-    }
-    let heed = |result: Result<()>| {
-        if let Err(error) = result {
-            tracing::error!(%error, "bringing back what listened");
-        }
-    };
-    for unit in [&now.socket, &now.service].into_iter().filter(|unit| unit.exists()) {
-        heed(machine.job("StopUnit", &unit.name, JOB));
-    }
-    heed(machine.keep(&bridge::keeper(id), &worker::command(machine, "keep", id)));
-    for sshd in &silenced {
-        heed(machine.listen(sshd).map(drop));
-    }
-    started
 }
 
 /// Nothing can be promised any more but a way in: the rescue listens wherever the old listeners

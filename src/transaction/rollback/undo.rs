@@ -94,7 +94,7 @@ pub(in crate::transaction) fn files(run: &Run) -> Result<()> {
     for (number, (path, image)) in undo.paths.iter().enumerate() {
         point(format_args!("recovery.path-{}", number + 1))?;
         if !is_edited(run.machine.files(), path, image, undo.written.get(path)) {
-            put_back(run.machine.files(), path, image)?;
+            run.machine.files().put_back(path, image)?;
         }
     }
     Ok(())
@@ -114,20 +114,4 @@ pub(super) fn is_edited(
         None => !is_made_by_hand(path, &now),
     };
     !now.is_like(image) && !is_ours
-}
-
-/// Puts one path back. A folder that was absent goes only when it is empty again.
-pub(in crate::transaction) fn put_back(files: &Files, path: &Path, image: &Image) -> Result<()> {
-    files.clear_beside(path);
-    let now = files.image(path)?;
-    if now == *image {
-        return Ok(());
-    }
-    if *image == Image::Absent
-        && matches!(now, Image::Directory { .. })
-        && !files.list(path).is_empty()
-    {
-        return Ok(());
-    }
-    files.put(path, image)
 }

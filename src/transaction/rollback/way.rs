@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::undo::{Undo, is_edited, put_back};
+use super::undo::{Undo, is_edited};
 use crate::concern::listening::configured;
 use crate::error::Error;
 use crate::observe::{Observed, Owner};
@@ -17,7 +17,6 @@ use crate::transaction::comeback::{self, Back};
 use crate::transaction::journal::Record;
 use crate::transaction::machine::JOB;
 use crate::transaction::run::Run;
-use crate::transaction::steps::forgive;
 use crate::transaction::{along, bridge, on_demand};
 
 /// The way back as it is gone: on past failures, which are kept.
@@ -278,7 +277,7 @@ impl<'r, 'm> Way<'r, 'm> {
             self.kept.insert(path.to_owned());
             return;
         }
-        let done = put_back(files, path, image);
+        let done = files.put_back(path, image);
         self.attempt(done);
     }
 
@@ -304,12 +303,12 @@ impl<'r, 'm> Way<'r, 'm> {
         let machine = self.run.machine;
         let units = [&before.socket, &before.service];
         for unit in units.into_iter().filter(|unit| unit.is_active()) {
-            forgive(machine, &unit.name);
+            machine.forgive(&unit.name);
             self.attempt(machine.job("StartUnit", &unit.name, JOB));
         }
         // A unit that was stopped half-way is "failed" where it was "inactive" before.
         for unit in units.into_iter().filter(|unit| unit.exists() && unit.active == "inactive") {
-            forgive(machine, &unit.name);
+            machine.forgive(&unit.name);
         }
         // An orphaned sshd that was ended cannot come back; never leave the host without any.
         if ended && units.into_iter().all(|unit| !unit.is_active()) {

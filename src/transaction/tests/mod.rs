@@ -301,10 +301,10 @@ fn decisions_that_were_never_made_are_cleared_away() {
     let left = Path::new(STATE).join(format!("..{id}.decision.harden-new.0e.harden-new"));
     let leave = || fake.files().scratch(&left, b"x").unwrap();
     leave();
-    guard::clear_up(&fake).unwrap();
+    leftovers::clear_up(&fake).unwrap();
     assert!(fake.files().exists(&left), "it is open");
     work(&fake, &id).unwrap().unwrap();
     leave();
-    guard::clear_up(&fake).unwrap();
+    leftovers::clear_up(&fake).unwrap();
     assert!(!fake.files().exists(&left));
 }
