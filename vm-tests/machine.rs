@@ -396,11 +396,11 @@ impl Machine {
         status[at..].lines().next().unwrap().to_owned()
     }
 
-    /// Waits until a command succeeds, 30 seconds at most.
+    /// Waits until a command succeeds, a minute at most.
     #[track_caller]
     pub(crate) fn wait_for(&self, what: &str, command: &str) {
         let waiting =
-            format!("for i in $(seq 300); do {{ {command}; }} && exit; sleep 0.1; done; exit 1");
+            format!("for i in $(seq 600); do {{ {command}; }} && exit; sleep 0.1; done; exit 1");
         let came = self.exec(&waiting).code == 0;
         let log = || self.root().read("/root/apply.log");
         assert!(came, "no {what}: {}\n{}", log(), self.exec("harden history").stdout);

@@ -38,6 +38,7 @@ mod reset;
 mod rollback;
 mod root;
 mod session;
+mod socket;
 mod spoilt;
 mod state;
 mod ubuntu;

@@ -129,6 +129,34 @@ fn behind_the_socket_it_hangs() {
     behind_the_socket(Suite::Trixie, line, "ssh.service does not come up");
 }
 
+/// It is mended while an earlier try still waits: who asks then gets a try of their own.
+#[test]
+fn mended_while_a_try_is_under_way() {
+    let machine = socket_system(Suite::Trixie);
+    machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
+    spoil(&machine, &with_drop_in(DROP_IN, "[Service]\nExecStartPre=/bin/sleep infinity\n"));
+    machine.sh("systemd-run --quiet --unit=try harden rollback -y");
+    let starts = "systemctl is-active ssh.service | grep -q activating";
+    machine.wait_for("the start that hangs", starts);
+    machine.sh(&format!("rm {DROP_IN}"));
+    comes_back(machine, &Want::socket(22));
+}
+
+/// As systemd's generators' files are, whenever it reads everything anew.
+#[test]
+fn a_file_that_is_gone_for_a_moment() {
+    let path = "/etc/systemd/system/ssh.service.d/own.conf";
+    let machine = Machine::boot(Suite::Trixie, |root| root.write(path, "[Service]\nNice=1\n"));
+    machine.spec(MOVE);
+    machine.apply_in_background("60s");
+    machine.sh(&format!(
+        "mv {path} /root; systemd-run --quiet sh -c 'sleep 0.7; mv /root/own.conf {path}'"
+    ));
+    machine.ssh(2222, "harden confirm").code(0);
+    assert_eq!(machine.background_end(), 0);
+    assert_state(&machine, &Want::service(2222));
+}
+
 /// The same where each connection has an sshd of its own.
 #[test]
 fn behind_a_socket_of_many_sshds() {

@@ -217,7 +217,8 @@ pub(super) fn watch(
     from: usize,
     watcher: &mut dyn Watcher,
 ) -> Result<Option<Outcome>, Error> {
-    let worked_on = || guard::is_worked_on(machine, id).unwrap_or(true);
+    // Who goes down with the system comes back with it.
+    let worked_on = || guard::is_worked_on(machine, id).unwrap_or(true) || machine.goes_down();
     let outcome = follow(machine.files(), id, from, watcher, &worked_on)?;
     if outcome.is_some() {
         // The worker still clears up, and what comes next wants the lock.

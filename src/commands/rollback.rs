@@ -101,11 +101,19 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
             }
         }
     }
-    let from = length(files, id);
-    front::see_through(machine, id)?;
     let mut terminal = Terminal::new(files);
     terminal.note(&format!("taking transaction {id} back"));
-    let outcome = watch(machine, id, from, &mut terminal)?;
+    let joined = begun && guard::is_worked_on(machine, id)?;
+    let mut try_it = || {
+        let from = length(files, id);
+        front::see_through(machine, id)?;
+        watch(machine, id, from, &mut terminal)
+    };
+    let mut outcome = try_it()?;
+    if joined && matches!(outcome, Some(Outcome::NeedsOperator { .. })) {
+        // What kept that try from its end may have been mended since it began.
+        outcome = try_it()?;
+    }
     if let Some(Outcome::RolledBack { .. } | Outcome::Refused { .. }) = outcome {
         terminal.note("done: everything is as it was before, and that was checked");
         let transaction = Some(id.to_owned());

@@ -69,6 +69,14 @@ impl Listening {
         ))
     }
 
+    /// What ssh.socket listens on besides addresses, where it goes.
+    pub(crate) fn gone_with_socket(&self, observed: &Observed) -> Option<String> {
+        let socket = &observed.socket;
+        let gone = socket.not_of_ip();
+        let goes = self.owner != socket.name && socket.is_active() && !gone.is_empty();
+        goes.then(|| format!("{} listens on {} too, which ends", socket.name, gone.join(" and ")))
+    }
+
     /// Addresses that sshd would bind from now on, and that have to be there when it starts: it does without those
     /// that are not, and ends where none is; systemd does not start it again (`RestartPreventExitStatus=255`).
     pub fn late(&self, observed: &Observed) -> Option<String> {
@@ -223,10 +231,7 @@ fn from_files(globally: &Effect) -> Effective {
 
 /// sshd binds only addresses that the host has (ip(7), ip_nonlocal_bind).
 fn refuse_foreign_address(observed: &Observed, endpoints: &[SocketAddr]) -> Result<(), Refusal> {
-    let foreign = endpoints.iter().map(SocketAddr::ip).find(|address| {
-        let known = address.is_unspecified() || address.is_loopback();
-        !known && !observed.addresses.is_empty() && !observed.addresses.contains(address)
-    });
+    let foreign = endpoints.iter().map(SocketAddr::ip).find(|address| !observed.has(*address));
     let Some(address) = foreign else { return Ok(()) };
     Err(Refusal::new(
         "no-such-address",

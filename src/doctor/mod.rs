@@ -85,6 +85,9 @@ pub fn diagnose(case: &Case) -> Vec<Finding> {
     if findings.is_empty() {
         findings.extend(causes::blocked(&sight));
     }
+    if findings.is_empty() {
+        findings.extend(causes::one_interface(&sight));
+    }
     if findings.is_empty() && !(runs && sight.agrees()) {
         findings.extend(causes::listeners(&sight));
     }

@@ -241,6 +241,12 @@ impl Observed {
         held
     }
 
+    /// Whether this host has an address just now, as far as is known.
+    pub fn has(&self, address: IpAddr) -> bool {
+        let always = address.is_unspecified() || address.is_loopback();
+        always || self.addresses.is_empty() || self.addresses.contains(&address)
+    }
+
     /// What differs between two observations, one sentence each. Process ids and start times do
     /// not count, nor do other programs' listeners: a restart that changes nothing else is no
     /// difference.

@@ -33,7 +33,11 @@ pub(super) fn arrange(
         expect.endpoints.iter().copied().filter(|at| !on_port_of(at, &held)).collect();
     // Nothing of the new listener can be tried beside the old one.
     let swap = free.is_empty();
-    let apart = !held.is_empty() && expect.endpoints.iter().all(|at| !on_port_of(at, &held));
+    let apart = expect.endpoints.iter().all(|at| !on_port_of(at, &held));
+    // A socket may have an address that another host has just now (`FreeBind=`); no sshd can bind it.
+    let mut rescued = held;
+    rescued.retain(|at| observed.has(at.ip()));
+    let apart = apart && !rescued.is_empty();
 
     let mut trial = Vec::new();
     let mut steps = files;
@@ -47,7 +51,7 @@ pub(super) fn arrange(
     // The trial listens meanwhile.
     steps.extend(on_the_old_port);
     if apart {
-        steps.push(listen(Role::Rescue, held, false));
+        steps.push(listen(Role::Rescue, rescued, false));
     }
     steps.extend(units.settle.iter().cloned());
     steps.push(silence(Role::Trial, &expect.owner));

@@ -100,6 +100,7 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
             .chain(spec.ssh.settings.iter().map(|setting| setting.keyword.clone()))
             .collect(),
     };
+    warnings.extend(listening.gone_with_socket(observed));
     let stops = units.release.iter().any(|step| matches!(step.op, Op::Stop(_)));
     warnings.extend(
         observed.dependents.iter().filter(|_| stops).map(|name| {

@@ -71,6 +71,9 @@ pub struct Unit {
     pub accept: bool,
     /// `BindIPv6Only=` of a socket: `default`, `both`, `ipv6-only`.
     pub bind_ipv6_only: String,
+    /// `BindToDevice=` of a socket: the only interface on which it takes connections; empty for all.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub device: String,
 }
 
 impl Unit {
@@ -132,6 +135,7 @@ impl Unit {
             listen: streams(all),
             accept: boolean(all, "Accept"),
             bind_ipv6_only: string(all, "BindIPv6Only"),
+            device: string(all, "BindToDevice"),
         }
     }
 
@@ -193,6 +197,12 @@ impl Unit {
         let any = |start| self.listen.iter().filter_map(move |at| at.strip_prefix(start));
         let shared = any("0.0.0.0:").find(|port| any("[::]:").any(|other| other == *port));
         shared.filter(|_| self.bind_ipv6_only != "ipv6-only")
+    }
+
+    /// What a socket listens on besides addresses: sockets in the file system and of virtual machines.
+    pub fn not_of_ip(&self) -> Vec<&str> {
+        let is_one = |at: &&str| at.starts_with(['/', '@']) || at.starts_with("vsock:");
+        self.listen.iter().map(String::as_str).filter(is_one).collect()
     }
 
     /// Whether it may use a family of addresses (`AF_INET`, `AF_INET6`).

@@ -46,11 +46,15 @@ pub trait Machine {
     fn reload(&self) -> Result<()>;
     /// Clears a unit's failed state.
     fn reset_failed(&self, unit: &str) -> Result<()>;
-    /// Clears the start counter: five starts in ten seconds, harden's own among them, would make
+    /// Clears the start counter, and that of the service that a socket starts: five starts in ten seconds, harden's own among them, would make
     /// systemd refuse the next one (`StartLimitBurst=`), the way back's too.
     fn forgive(&self, unit: &str) {
-        if let Err(error) = self.reset_failed(unit) {
-            tracing::debug!(%error, "the start counter stays");
+        let behind = || self.unit(unit).map(|socket| socket.triggers).unwrap_or_default();
+        let behind = if unit.ends_with(".socket") { behind() } else { Vec::new() };
+        for unit in behind.iter().map(String::as_str).chain([unit]) {
+            if let Err(error) = self.reset_failed(unit) {
+                tracing::debug!(%error, "the start counter stays");
+            }
         }
     }
     /// Ends a process.
@@ -403,7 +407,10 @@ impl Machine for RealMachine {
             if faults.is_empty() {
                 return Ok(());
             }
-            if Instant::now() + pause > deadline {
+            let owner = [&observed.socket, &observed.service].into_iter();
+            let has_failed = |unit: &Unit| unit.active == "failed" && unit.job.is_empty();
+            let in_vain = owner.filter(|unit| unit.name == expect.owner).any(has_failed);
+            if in_vain || Instant::now() + pause > deadline {
                 return Err(SysError::new(what, faults.join("; ")));
             }
             std::thread::sleep(pause);

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::machine::{LISTENERS, Machine};
+use super::machine::{JOB, LISTENERS, Machine};
 use crate::observe::Observed;
 use crate::sys::SysError;
 use crate::sys::probe::{Heard, Visitor};
@@ -15,7 +15,8 @@ type Judged = Result<(), &'static str>;
 
 /// Connects where the socket of a host listens, and sees whether that starts sshd. That nobody takes the
 /// connection says nothing, where a packet filter lets nobody in from here; nor does a start that waits for other
-/// units, as for the network at boot. That it fails does, or does not come to an end.
+/// units, as for the network at boot. That it fails does, or does not come to an end. An address that only
+/// another host has (`FreeBind=`) would lead to that one.
 ///
 /// # Errors
 /// Where what the socket starts does not start.
@@ -24,7 +25,8 @@ pub(super) fn starts(machine: &dyn Machine, host: &Observed) -> Result<(), SysEr
     if !socket.is_active() {
         return Ok(());
     }
-    let knock = || host.held().iter().find_map(|at| machine.knock(at));
+    let own: Vec<_> = host.held().into_iter().filter(|at| host.has(at.ip())).collect();
+    let knock = || own.iter().find_map(|at| machine.knock(at));
     let (name, judged) = if socket.accept {
         (socket.name.replace(".socket", "@.service"), instance_starts(machine, socket, knock))
     } else {
@@ -51,7 +53,8 @@ fn service_starts(
     };
     let Some(_visitor) = knock() else { return Ok(()) };
     let waits = |unit: &Unit| unit.active == "inactive" && unit.job == "start";
-    let judged = watch(|| {
+    let starts = || look().is_ok_and(|now| now.active == "activating" && !fails(&now));
+    let judged = watch(starts, || {
         let now = look().ok()?;
         is_old &= fails(&now);
         if now.is_active() {
@@ -74,7 +77,8 @@ fn instance_starts(
     };
     let before = failed();
     let Some(visitor) = knock() else { return Ok(()) };
-    watch(|| match visitor.hears() {
+    let starts = || machine.units("activating", &[&instances]).is_ok_and(|all| !all.is_empty());
+    watch(starts, || match visitor.hears() {
         Heard::Something => Some(Ok(())),
         Heard::End if failed().is_subset(&before) => Some(Ok(())),
         Heard::End => Some(Err("ends at once when somebody connects")),
@@ -82,14 +86,15 @@ fn instance_starts(
     })
 }
 
-/// Looks until it is plain, for as long as listeners may take.
-fn watch(mut look: impl FnMut() -> Option<Judged>) -> Judged {
-    let deadline = Instant::now() + LISTENERS;
+/// Looks until it is plain, for as long as listeners may take; while it starts, for as long as a job may.
+fn watch(starts: impl Fn() -> bool, mut look: impl FnMut() -> Option<Judged>) -> Judged {
+    let begun = Instant::now();
     loop {
         if let Some(judged) = look() {
             return judged;
         }
-        if Instant::now() > deadline {
+        let waited = begun.elapsed();
+        if waited > JOB || (waited > LISTENERS && !starts()) {
             return Err("does not come up when somebody connects");
         }
         std::thread::sleep(Duration::from_millis(50));

@@ -19,6 +19,9 @@ const LONGEST: Duration = Duration::from_secs(120);
 /// each time must not go on for ever.
 const ATTEMPTS: usize = 10;
 
+/// How long a file may look edited before it counts as such.
+const LOOKS_EDITED: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 1 });
+
 /// How long it may take where a confirmation may take `limit`.
 pub(super) fn longest(limit: Duration) -> Duration {
     limit.clamp(SHORTEST, LONGEST)
@@ -35,7 +38,14 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
         return Ok(());
     }
     if attempts == 0 {
-        refuse_edited(run)?;
+        // systemd empties its generators' folder for a moment when it reads everything anew.
+        let deadline = Instant::now() + LOOKS_EDITED;
+        while let Err(why) = refuse_edited(run) {
+            if Instant::now() > deadline {
+                return Err(why);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
     run.record(Record::Permanent).map_err(|error| error.to_string())?;
     point(format_args!("permanent.begun")).map_err(|error| error.to_string())?;

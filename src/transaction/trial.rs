@@ -159,7 +159,8 @@ fn decide(run: &mut Run, deadline: Instant) -> Result<Decision, String> {
         if run.machine.stop_requested() {
             return decided(run, Verdict::Rollback, "harden's service was told to stop");
         }
-        if !listener.lives() {
+        // A system that goes down ends it, and this process next.
+        if !listener.lives() && !run.machine.goes_down() {
             return decided(run, Verdict::Rollback, "the sshd of the trial has ended");
         }
         if checked.elapsed() > Duration::from_secs(1) {

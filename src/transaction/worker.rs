@@ -21,6 +21,9 @@ const HANDOVER: Duration = Duration::from_secs(60);
 /// How long the guard gives a worker to act on a decision to take back; to make permanent may take
 /// as long as [`permanent::longest`] besides.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long besides to one that is on its way back: what starts slowly there is waited for. (A build with faults
+/// need not wait for that.)
+const WAY_BACK: Duration = Duration::from_secs(if cfg!(feature = "faults") { 0 } else { 90 });
 /// A worker that has not come to an end so long after the time for the confirmation hangs, and so does a
 /// guard twice as long after it has begun: systemd kills it and starts it again. Nothing that they do takes
 /// so long, and all of it can be resumed. (A build with faults need not wait for that long.)
@@ -130,9 +133,21 @@ pub fn guard(machine: &RealMachine, id: &str) -> Result<Outcome, Error> {
             Err(error) => tracing::warn!(%error, "nothing is decided"),
         }
     }
+    let seen = records.iter().filter(|record| is_stuck(record)).count();
+    let mut waited = Duration::ZERO;
     loop {
         if let Some(lock) = Lock::wait_for(files, id, patience)? {
+            // The worker has just gone the way back to where it can: another try would take away what listens.
+            let now = journal::read(files, id)?;
+            if let Some(Record::Stuck { cause, left }) = now.into_iter().filter(is_stuck).nth(seen)
+            {
+                return Ok(Outcome::NeedsOperator { cause, left });
+            }
             return work_locked(machine, id, &lock);
+        }
+        if cause_of(&journal::read(files, id)?).is_some() && waited < WAY_BACK {
+            waited += patience;
+            continue;
         }
         tracing::warn!("the worker of transaction {id} does not come to an end; killing it");
         for unit in [worker_unit(id), guard::RESUME.to_owned()] {
@@ -141,6 +156,10 @@ pub fn guard(machine: &RealMachine, id: &str) -> Result<Outcome, Error> {
             }
         }
     }
+}
+
+fn is_stuck(record: &Record) -> bool {
+    matches!(record, Record::Stuck { .. })
 }
 
 /// At boot, before anything of sshd's has started: makes the files those of one state, and tells

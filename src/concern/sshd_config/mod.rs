@@ -131,11 +131,22 @@ pub(crate) fn without_harden(observed: &Observed) -> Result<ConfigTree, Refusal>
 /// A refusal with sshd's words.
 pub(crate) fn refuse_invalid(observed: &Observed) -> Result<(), Refusal> {
     let Verdict::Invalid(said) = &observed.effective else { return Ok(()) };
+    let own = [DROP_IN, MATCH_FILE].into_iter().find(|path| said.contains(path));
+    let hint = match own {
+        Some(path) => format!(
+            "take that line out of {path} by hand, see that `sshd -t` is content, and then apply a spec \
+             without it"
+        ),
+        None => {
+            "put that right first (sshd -t tells more); harden will not build on a configuration \
+                 that sshd cannot read"
+                .to_owned()
+        }
+    };
     Err(Refusal::new(
         "config-invalid",
         format!("sshd refuses the present configuration:\n{}", with_place(observed, said)),
-        "put that right first (sshd -t tells more); harden will not build on a configuration \
-         that sshd cannot read",
+        hint,
     ))
 }
 

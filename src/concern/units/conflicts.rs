@@ -71,6 +71,9 @@ pub(crate) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
             format!("systemctl unmask {0}, or stop it, and plan again", unit.name),
         ));
     }
+    if socket.is_active() {
+        refuse_one_interface(observed)?;
+    }
     if observed.not_to_be_run {
         return Err(Refusal::new(
             "not-to-be-run",
@@ -79,6 +82,25 @@ pub(crate) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// An sshd of harden's own takes connections on every interface, and the proof goes over loopback.
+pub(super) fn refuse_one_interface(observed: &Observed) -> Result<(), Refusal> {
+    let Unit { name, device, .. } = &observed.socket;
+    if device.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "one-interface",
+        format!(
+            "{name} takes connections on the interface {device} alone (BindToDevice=), and harden's \
+             would be open on all"
+        ),
+        format!(
+            "take BindToDevice= out (systemctl cat {name} shows where it stands); `ssh.listen` with \
+             the addresses of {device} does nearly the same"
+        ),
+    ))
 }
 
 /// What would not start again is not stopped: what only systemd itself may start or stop, what is masked, what

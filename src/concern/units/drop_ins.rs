@@ -100,7 +100,8 @@ impl Planner<'_> {
             // Sockets are bound before the network is up (systemd.socket(5), FreeBind=).
             text.push_str("FreeBind=yes\n");
         }
-        for endpoint in wanted {
+        let others = socket.not_of_ip().into_iter().map(str::to_owned);
+        for endpoint in wanted.iter().map(ToString::to_string).chain(others) {
             text.push_str(&format!("ListenStream={endpoint}\n"));
         }
         let before = own.map(|(_, text, _)| text);

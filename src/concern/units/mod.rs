@@ -122,6 +122,7 @@ impl Planner<'_> {
 
     /// ssh.service lets go of the port, and ssh.socket takes it.
     fn toward_socket(self) -> Result<Transition, Refusal> {
+        conflicts::refuse_one_interface(self.observed)?;
         let (service, socket) = (&self.observed.service, &self.observed.socket);
         let files = self.socket_files()?;
         let disable = service.is_enabled();

@@ -60,6 +60,22 @@ pub(in crate::doctor) fn orphans(sight: &Sight) -> Vec<Finding> {
     held.into_values().map(of).collect()
 }
 
+/// ssh.socket takes connections on one interface (systemd.socket(5), BindToDevice=).
+pub(in crate::doctor) fn one_interface(sight: &Sight) -> Option<Finding> {
+    let socket = &sight.case.observed.socket;
+    let (name, device) = (&socket.name, &socket.device);
+    (socket.is_active() && !device.is_empty()).then(|| {
+        finding(
+            "one-interface",
+            format!("{name} takes connections on the interface {device} alone, whatever sshd_config says"),
+            vec![says(sight), format!("{name} says BindToDevice={device}")],
+            Fix::Advice(format!(
+                "take it out where that is not meant (systemctl cat {name} shows where it stands)"
+            )),
+        )
+    })
+}
+
 /// Units and sockets: why sshd is not where its files say.
 pub(in crate::doctor) fn listeners(sight: &Sight) -> Vec<Finding> {
     let observed = &sight.case.observed;
@@ -174,12 +190,7 @@ fn too_many(sight: &Sight) -> Option<Finding> {
 
 /// An address that no interface has.
 fn no_such_address(sight: &Sight) -> Option<Finding> {
-    let here = &sight.case.observed.addresses;
-    let foreign = |at: &&SocketAddr| {
-        let ip = at.ip();
-        !ip.is_unspecified() && !ip.is_loopback() && !here.is_empty() && !here.contains(&ip)
-    };
-    let at = sight.missing.iter().find(foreign)?.ip();
+    let at = sight.missing.iter().find(|at| !sight.case.observed.has(at.ip()))?.ip();
     Some(finding(
         "no-such-address",
         format!("no interface of this host has {at}, so sshd cannot listen there"),

@@ -7,7 +7,7 @@ mod units;
 use std::net::SocketAddr;
 
 pub(super) use configuration::{configuration, folder_gone, other_file, shadowed};
-pub(super) use listeners::{listeners, orphans};
+pub(super) use listeners::{listeners, one_interface, orphans};
 pub(super) use units::{blocked, not_enabled, other_at_boot};
 
 use super::{Finding, Fix, Sight};

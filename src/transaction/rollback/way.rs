@@ -302,13 +302,13 @@ impl<'r, 'm> Way<'r, 'm> {
     fn start_units(&mut self, before: &Observed, ended: bool) {
         let machine = self.run.machine;
         let units = [&before.socket, &before.service];
-        for unit in units.into_iter().filter(|unit| unit.is_active()) {
-            machine.forgive(&unit.name);
-            self.attempt(machine.job("StartUnit", &unit.name, JOB));
-        }
         // A unit that was stopped half-way is "failed" where it was "inactive" before.
-        for unit in units.into_iter().filter(|unit| unit.exists() && unit.active == "inactive") {
+        let rested = |unit: &Unit| unit.exists() && unit.active == "inactive";
+        for unit in units.into_iter().filter(|unit| unit.is_active() || rested(unit)) {
             machine.forgive(&unit.name);
+        }
+        for unit in units.into_iter().filter(|unit| unit.is_active()) {
+            self.attempt(machine.job("StartUnit", &unit.name, JOB));
         }
         // An orphaned sshd that was ended cannot come back; never leave the host without any.
         if ended && units.into_iter().all(|unit| !unit.is_active()) {
@@ -338,8 +338,8 @@ pub(super) fn listen_where_nobody_does(run: &Run) -> std::result::Result<bool, E
     let mut endpoints = run.before.held();
     match run.observe() {
         Ok(now) => {
-            let now = held_for_good(&now);
-            endpoints.retain(|at| !now.contains(at));
+            let held = held_for_good(&now);
+            endpoints.retain(|at| !held.contains(at) && now.has(at.ip()));
         }
         // Nobody can tell whose listener it is; a rescue would be in the way of one.
         Err(error) => {

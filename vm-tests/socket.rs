@@ -1,0 +1,143 @@
+//! What owners do with ssh.socket, and with the sshd behind it.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::thread::JoinHandle;
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::machine::{Machine, Suite};
+use crate::operator::{MOVE, socket_system};
+use crate::state::{Want, assert_closed, assert_over, assert_state, property, unchanged};
+use crate::wayback::{SAME_PORT, lets_in};
+
+const ON_2222: &str = "version: 1\nssh: {port: 2222, socket: enabled}\n";
+const BEHIND: &str = "/etc/systemd/system/ssh.service.d/own.conf";
+
+/// A drop-in of the owner's for a unit that then starts anew; nobody has connected since.
+fn with_drop_in(suite: Suite, path: &str, text: &str) -> Machine {
+    let machine = socket_system(suite);
+    machine.root().write(path, text);
+    machine.sh(
+        "systemctl daemon-reload; systemctl stop ssh.socket ssh.service; systemctl start ssh.socket",
+    );
+    machine
+}
+
+/// systemd counts the starts of the service behind a socket, harden's among them, and fails the socket after five.
+#[test]
+fn started_often_just_before() {
+    for suite in [Suite::Bookworm, Suite::Trixie, Suite::UbuntuLike] {
+        let machine = socket_system(suite);
+        machine.spec(SAME_PORT);
+        machine.sh("for i in 1 2 3 4; do systemctl restart ssh.service; done");
+        machine.apply().code(0);
+        machine.sh("for i in 1 2 3 4; do systemctl restart ssh.service; done");
+        machine.exec("harden rollback -y").code(0);
+        machine.sh("for i in 1 2 3 4; do systemctl restart ssh.service; done");
+        machine.exec("harden apply -y --confirm operator --timeout 4s spec.yaml").code(4);
+        assert_state(&machine, &Want::socket(22));
+    }
+}
+
+/// An sshd that takes its time to start is none that does not.
+#[test]
+fn a_slow_sshd_behind_it() {
+    let slow = "[Service]\nExecStartPre=/bin/sleep 12\n";
+    let machine = with_drop_in(Suite::Trixie, BEHIND, slow);
+    machine.spec(SAME_PORT);
+    machine.exec("harden apply -y --confirm operator --timeout 4s spec.yaml").code(4);
+    assert_state(&machine, &Want::socket(22));
+}
+
+#[test]
+fn slow_sshds_behind_one_that_accepts() {
+    let path = "/etc/systemd/system/ssh@.service.d/own.conf";
+    let slow = "[Service]\nExecStartPre=/bin/sleep 12\n";
+    let machine = with_drop_in(Suite::Bullseye, path, slow);
+    machine.spec(SAME_PORT);
+    machine.exec("harden apply -y --confirm operator --timeout 4s spec.yaml").code(4);
+    machine.root().remove(path);
+    machine.sh("systemctl daemon-reload");
+    assert_state(&machine, &Want::socket(22));
+}
+
+#[test]
+fn a_slow_sshd_after_a_power_cut() {
+    let slow = "[Service]\nExecStartPre=/bin/sleep 12\n";
+    let mut machine = with_drop_in(Suite::Trixie, BEHIND, slow);
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("120s");
+    machine.cut_power_and_wait(30);
+    machine.wait_for_the_end();
+    machine.root().remove(BEHIND);
+    machine.sh("systemctl daemon-reload");
+    assert_over(&mut machine, &Want::socket(22));
+}
+
+/// Somebody answers on an address of the client's end of the cable.
+fn other_host(machine: &Machine) -> JoinHandle<()> {
+    let net = format!("/run/netns/{}", machine.client_net());
+    let (tell, ready) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        setns(File::open(net).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+        let listener = TcpListener::bind("10.77.0.1:22").unwrap();
+        tell.send(()).unwrap();
+        for connection in listener.incoming().flatten() {
+            use std::io::Write;
+            let _ = (&connection).write_all(b"SSH-2.0-other\r\n");
+        }
+    });
+    ready.recv().unwrap();
+    thread
+}
+
+/// A floating address (`FreeBind=`) that another host has just now: that one's sshd is not this one's.
+#[test]
+fn an_address_that_another_host_has() {
+    let addresses = "[Socket]\nListenStream=\nListenStream=10.77.0.1:22\nListenStream=10.77.0.2:22\n\
+                     ListenStream=127.0.0.1:22\n";
+    let path = "/etc/systemd/system/ssh.socket.d/own.conf";
+    let machine = with_drop_in(Suite::UbuntuLike, path, addresses);
+    let _other = other_host(&machine);
+    machine
+        .spec("version: 1\nssh: {port: 2222, listen: [10.77.0.2, 127.0.0.1], socket: enabled}\n");
+    machine.exec("harden apply -y --confirm operator --timeout 4s spec.yaml").code(4);
+    lets_in(&machine, "after nobody confirmed");
+    machine.sh("systemctl stop ssh.socket ssh.service; systemctl start ssh.socket");
+    machine.apply().code(0);
+    machine.ssh(2222, "true").code(0);
+    assert_closed(&machine);
+}
+
+/// An sshd of harden's would be open on every interface.
+#[test]
+fn one_interface_alone() {
+    let path = "/etc/systemd/system/ssh.socket.d/own.conf";
+    let machine = with_drop_in(Suite::Trixie, path, "[Socket]\nBindToDevice=cable\n");
+    for spec in [MOVE, SAME_PORT, ON_2222] {
+        machine.spec(spec);
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        assert!(refused.stderr.contains("interface cable alone"), "{refused:?}");
+    }
+    let doctor = machine.exec("harden doctor").code(3);
+    assert!(doctor.stdout.contains("one-interface"), "{doctor:?}");
+    lets_in(&machine, "after the refusals");
+}
+
+/// A socket in the file system beside port 22 is the owner's, and stays one of ssh.socket's.
+#[test]
+fn in_the_file_system_too() {
+    let path = "/etc/systemd/system/ssh.socket.d/own.conf";
+    let machine = with_drop_in(Suite::Trixie, path, "[Socket]\nListenStream=/run/admin.sock\n");
+    machine.spec(ON_2222);
+    machine.apply().code(0);
+    machine.ssh(2222, "true").code(0);
+    let listens = property(&machine, "ssh.socket", "Listen");
+    assert!(listens.contains("/run/admin.sock"), "{listens}");
+    machine.sh("test -S /run/admin.sock");
+    unchanged(&machine, || machine.apply().code(0));
+    machine.spec(MOVE);
+    let plan = machine.exec("harden plan spec.yaml").code(0);
+    assert!(plan.stdout.contains("/run/admin.sock"), "{plan:?}");
+}
