@@ -135,6 +135,8 @@ fn mended_while_a_try_is_under_way() {
     let machine = socket_system(Suite::Trixie);
     machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
     spoil(&machine, &with_drop_in(DROP_IN, "[Service]\nExecStartPre=/bin/sleep infinity\n"));
+    // The guard, which has waited for the worker, does not take the rescue away for another try.
+    assert_eq!(machine.sh("grep -c '\"stuck\"' /var/lib/harden/*.journal").trim(), "1");
     machine.sh("systemd-run --quiet --unit=try harden rollback -y");
     let starts = "systemctl is-active ssh.service | grep -q activating";
     machine.wait_for("the start that hangs", starts);
