@@ -2,7 +2,7 @@
 //! goes on listening, and once it is mended everything comes back.
 
 use crate::gap::Watch;
-use crate::machine::{Machine, Suite};
+use crate::machine::{Machine, Suite, run};
 use crate::operator::{MOVE, socket_system};
 use crate::state::{
     Want, assert_closed, assert_over, assert_state, property, unchanged, wait_until_idle,
@@ -18,7 +18,7 @@ fn spoil(machine: &Machine, command: &str) -> String {
     machine.apply_in_background("8s");
     machine.sh(command);
     assert_eq!(machine.background_end(), 5);
-    // The guard tries it again.
+    // The guard tries it again, unless the worker has taken longer.
     machine.wait_for(
         "guard",
         "! systemctl is-active -q 'harden-guard-*.timer' 'harden-guard-*.service'",
@@ -129,6 +129,29 @@ fn behind_the_socket_it_hangs() {
     behind_the_socket(Suite::Trixie, line, "ssh.service does not come up");
 }
 
+/// An address that is gone just then comes back, and with it a way in.
+#[test]
+fn the_address_is_gone_for_a_moment() {
+    let machine = Machine::boot(Suite::Trixie, |root| {
+        root.write("/etc/ssh/sshd_config.d/10-own.conf", "ListenAddress 10.77.0.2\n");
+    });
+    let address = |what| {
+        let net = machine.server_net();
+        run("ip", &["-n", &net, "address", what, "10.77.0.2/24", "dev", "cable"]);
+    };
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("8s");
+    address("del");
+    assert_eq!(machine.background_end(), 5);
+    address("add");
+    machine.wait_for("a listener", "ss -Hltn sport = 22 | grep -q 10.77.0.2");
+    lets_in(&machine, "with the address again");
+    machine.wait_for("guard", "! systemctl is-active -q 'harden-guard-*'");
+    machine.exec("harden rollback -y").code(0);
+    assert_closed(&machine);
+    machine.sh("ss -Hltnp sport = 22 | grep 10.77.0.2 | grep -q \"pid=$(systemctl show -P MainPID ssh.service)\"");
+}
+
 /// It is mended while an earlier try still waits: who asks then gets a try of their own.
 #[test]
 fn mended_while_a_try_is_under_way() {
@@ -152,7 +175,8 @@ fn a_file_that_is_gone_for_a_moment() {
     machine.spec(MOVE);
     machine.apply_in_background("60s");
     machine.sh(&format!(
-        "mv {path} /root; systemd-run --quiet sh -c 'sleep 0.7; mv /root/own.conf {path}'"
+        "mv {path} /root; systemd-run --quiet sh -c 'until ls /var/lib/harden/*.decision; do sleep 0.02; done; \
+         sleep 0.3; mv /root/own.conf {path}'"
     ));
     machine.ssh(2222, "harden confirm").code(0);
     assert_eq!(machine.background_end(), 0);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use harden::error::{Error, Refusal, exit};
 use harden::observe::{Ahead, Observed, UNIT_FOLDER};
@@ -22,6 +23,9 @@ use super::need_root;
 use super::plan::at_rest;
 use super::terminal::{self, Terminal};
 use crate::cli::{Format, RollbackArgs};
+
+/// How long a worker may take to end that has told what is left.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// `harden rollback`.
 pub(crate) fn rollback_command(args: &RollbackArgs, format: Format) -> u8 {
@@ -112,6 +116,10 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
     let mut outcome = try_it()?;
     if joined && matches!(outcome, Some(Outcome::NeedsOperator { .. })) {
         // What kept that try from its end may have been mended since it began.
+        let deadline = Instant::now() + ENDING;
+        while guard::is_worked_on(machine, id)? && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         outcome = try_it()?;
     }
     if let Some(Outcome::RolledBack { .. } | Outcome::Refused { .. }) = outcome {

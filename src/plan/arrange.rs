@@ -36,7 +36,7 @@ pub(super) fn arrange(
     let apart = expect.endpoints.iter().all(|at| !on_port_of(at, &held));
     // A socket may have an address that another host has just now (`FreeBind=`); no sshd can bind it.
     let mut rescued = held;
-    rescued.retain(|at| observed.has(at.ip()));
+    rescued.retain(|at| !observed.socket.is_active() || observed.has(at.ip()));
     let apart = apart && !rescued.is_empty();
 
     let mut trial = Vec::new();

@@ -87,6 +87,7 @@ fn take_over(
         for sshd in &silenced {
             machine.silence(&sshd.unit)?;
         }
+        machine.forgive(owner);
         machine.job("StartUnit", owner, JOB)?;
         on_demand::starts(machine, &machine.observe()?)?;
         Ok(())

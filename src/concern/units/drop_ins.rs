@@ -100,7 +100,8 @@ impl Planner<'_> {
             // Sockets are bound before the network is up (systemd.socket(5), FreeBind=).
             text.push_str("FreeBind=yes\n");
         }
-        let others = socket.not_of_ip().into_iter().map(str::to_owned);
+        // systemd reads `%` as a specifier.
+        let others = socket.not_of_ip().into_iter().map(|path| path.replace('%', "%%"));
         for endpoint in wanted.iter().map(ToString::to_string).chain(others) {
             text.push_str(&format!("ListenStream={endpoint}\n"));
         }

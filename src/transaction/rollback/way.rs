@@ -339,7 +339,13 @@ pub(super) fn listen_where_nobody_does(run: &Run) -> std::result::Result<bool, E
     match run.observe() {
         Ok(now) => {
             let held = held_for_good(&now);
-            endpoints.retain(|at| !held.contains(at) && now.has(at.ip()));
+            endpoints.retain(|at| !held.contains(at));
+            // One that is gone for a moment is waited for; but not for what a socket shares with other hosts
+            // (`FreeBind=`), where there is anything else.
+            let here: Vec<_> = endpoints.iter().copied().filter(|at| now.has(at.ip())).collect();
+            if run.before.socket.is_active() && !here.is_empty() {
+                endpoints = here;
+            }
         }
         // Nobody can tell whose listener it is; a rescue would be in the way of one.
         Err(error) => {
