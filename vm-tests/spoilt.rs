@@ -143,10 +143,10 @@ fn the_address_is_gone_for_a_moment() {
     machine.apply_in_background("8s");
     address("del");
     assert_eq!(machine.background_end(), 5);
+    machine.wait_for("guard", "! systemctl is-active -q 'harden-guard-*'");
     address("add");
     machine.wait_for("a listener", "ss -Hltn sport = 22 | grep -q 10.77.0.2");
     lets_in(&machine, "with the address again");
-    machine.wait_for("guard", "! systemctl is-active -q 'harden-guard-*'");
     machine.exec("harden rollback -y").code(0);
     assert_closed(&machine);
     machine.sh("ss -Hltnp sport = 22 | grep 10.77.0.2 | grep -q \"pid=$(systemctl show -P MainPID ssh.service)\"");
