@@ -2,7 +2,6 @@
 //! connects. So somebody does.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::machine::{JOB, LISTENERS, Machine};
@@ -26,9 +25,7 @@ pub(super) fn starts(machine: &dyn Machine, host: &Observed) -> Result<(), SysEr
     if !socket.is_active() {
         return Ok(());
     }
-    let now = machine.observe();
-    let has = |at: &SocketAddr| now.as_ref().unwrap_or(host).has(at.ip());
-    let own: Vec<_> = host.held().into_iter().filter(has).collect();
+    let own: Vec<_> = host.held().into_iter().filter(|at| host.has(at.ip())).collect();
     let knock = || own.iter().find_map(|at| machine.knock(at));
     let (name, judged) = if socket.accept {
         (socket.name.replace(".socket", "@.service"), instance_starts(machine, socket, knock))
