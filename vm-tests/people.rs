@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::campaign::begin;
 use crate::machine::{Machine, Suite, V4};
-use crate::operator::socket_system;
+use crate::operator::{MOVE, socket_system};
 use crate::state::{Want, assert_closed, assert_over, assert_state, unchanged, wait_until_idle};
 
 /// The port stays, so that the trial is the only listener.
@@ -78,6 +78,25 @@ fn a_clean_reboot_after_the_confirmation() {
         machine.wait_for_the_end();
         assert_over(&mut machine, &Want::service(2222));
     }
+}
+
+/// Who follows a change outlives the worker, while something else is slow to stop: nothing is wrong with the host.
+#[test]
+fn a_shutdown_that_takes_its_time() {
+    let slow = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\nExecStop=/bin/sleep 9\n";
+    let mut machine = Machine::boot(Suite::Trixie, |root| {
+        root.write("/etc/systemd/system/slow.service", slow);
+    });
+    machine.sh("systemctl start slow.service");
+    machine.spec(MOVE);
+    machine.apply_in_background("60s");
+    machine.reboot();
+    let said = machine.root().read("/root/apply.log");
+    assert!(!said.contains("nobody works on the transaction"), "{said}");
+    machine.wait_for_the_end();
+    let history = machine.sh("harden history");
+    assert!(!history.contains("the sshd of the trial has ended"), "{history}");
+    assert_over(&mut machine, &Want::service(22));
 }
 
 /// sshd's start hangs, on the way there and on the way back, and everything of harden's is stopped: then the

@@ -60,6 +60,23 @@ fn the_configuration_before_a_rollback() {
     }
 }
 
+/// After an upgrade sshd refuses what harden has written for the one before: the way out that is told is one.
+#[test]
+fn a_line_of_hardens_own() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec("version: 1\nssh: {settings: {X11Forwarding: no, MaxAuthTries: 4}}\n");
+    machine.apply().code(0);
+    machine.spec("version: 1\nssh: {settings: {X11Forwarding: no}}\n");
+    let own = "/etc/ssh/sshd_config.d/00-harden.conf";
+    machine.sh(&format!("sed -i s/MaxAuthTries/Bogus/ {own}"));
+    let refused = unchanged(&machine, || machine.apply().code(1)).stderr;
+    let refused = refused.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(refused.contains(&format!("take that line out of {own} by hand")), "{refused}");
+    machine.sh(&format!("sed -i /Bogus/d {own}; sshd -t"));
+    machine.apply().code(0);
+    assert_state(&machine, &Want::service(22).with("x11forwarding no").with("maxauthtries 6"));
+}
+
 /// The files to go back to name a host key that is gone: sshd would not start with them.
 #[test]
 fn the_files_that_a_rollback_would_go_back_to() {

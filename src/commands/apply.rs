@@ -4,8 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use harden::error::{Error, ErrorReport, Refusal, exit};
-use harden::observe::serves;
-use harden::observe::{self, Observed};
+use harden::observe::{self, Observed, serves};
 use harden::plan::Plan;
 use harden::report::{human, json};
 use harden::saved::SavedPlan;

@@ -21,8 +21,7 @@ use keys::{Key, Keys, Opened, opened};
 
 use crate::concern::sshd_config::own::{earlier_lines, is_own};
 use crate::error::Refusal;
-use crate::observe::serves;
-use crate::observe::{Listener, Observed, Verdict, ask_sshd};
+use crate::observe::{Listener, Observed, Verdict, ask_sshd, serves};
 use crate::plan::Plan;
 use crate::sshd::Effective;
 use crate::sshd::criteria::test_of;

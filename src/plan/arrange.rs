@@ -33,11 +33,7 @@ pub(super) fn arrange(
         expect.endpoints.iter().copied().filter(|at| !on_port_of(at, &held)).collect();
     // Nothing of the new listener can be tried beside the old one.
     let swap = free.is_empty();
-    let apart = expect.endpoints.iter().all(|at| !on_port_of(at, &held));
-    // A socket may have an address that another host has just now (`FreeBind=`); no sshd can bind it.
-    let mut rescued = held;
-    rescued.retain(|at| !observed.socket.is_active() || observed.has(at.ip()));
-    let apart = apart && !rescued.is_empty();
+    let apart = !held.is_empty() && expect.endpoints.iter().all(|at| !on_port_of(at, &held));
 
     let mut trial = Vec::new();
     let mut steps = files;
@@ -51,7 +47,7 @@ pub(super) fn arrange(
     // The trial listens meanwhile.
     steps.extend(on_the_old_port);
     if apart {
-        steps.push(listen(Role::Rescue, rescued, false));
+        steps.push(listen(Role::Rescue, rescued(observed, observed), false));
     }
     steps.extend(units.settle.iter().cloned());
     steps.push(silence(Role::Trial, &expect.owner));
@@ -62,6 +58,14 @@ pub(super) fn arrange(
     }
     steps.extend(others);
     (trial, steps)
+}
+
+/// Where a rescue listens in the place of the old listeners. No sshd can bind an address that a socket has and
+/// another host has just now (`FreeBind=`); one that is gone for a moment is waited for.
+pub(crate) fn rescued(before: &Observed, now: &Observed) -> Vec<SocketAddr> {
+    let all = before.held();
+    let here: Vec<SocketAddr> = all.iter().copied().filter(|at| now.has(at.ip())).collect();
+    if before.socket.is_active() && !here.is_empty() { here } else { all }
 }
 
 fn on_port_of(at: &SocketAddr, others: &[SocketAddr]) -> bool {

@@ -4,6 +4,7 @@ mod arrange;
 mod describe;
 mod undo;
 
+pub(crate) use arrange::rescued;
 pub(crate) use undo::sparing_sessions;
 pub use undo::{Earlier, undo};
 

@@ -239,7 +239,7 @@ impl Source {
                 return Err(self.at(name, &message, "expected each criterion once"));
             }
             let list = values.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>().join(",");
-            let text = if criteria::is_complete(&name.value) {
+            let text = if criteria::takes_no_value(&name.value) {
                 if !matches!(list.as_str(), "yes" | "true") {
                     let message = format!("`{}` takes no value", name.value);
                     return Err(self.at(name, &message, &format!("write `{}: yes`", name.value)));

@@ -107,7 +107,7 @@ pub fn read(line: &Directive, release: &Release) -> Result<Vec<Criterion>, Strin
 }
 
 /// Whether a criterion of this name has no value.
-pub fn is_complete(name: &str) -> bool {
+pub fn takes_no_value(name: &str) -> bool {
     ["all", "invalid-user"].iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 

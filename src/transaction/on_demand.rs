@@ -2,6 +2,7 @@
 //! connects. So somebody does.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::machine::{JOB, LISTENERS, Machine};
@@ -25,7 +26,9 @@ pub(super) fn starts(machine: &dyn Machine, host: &Observed) -> Result<(), SysEr
     if !socket.is_active() {
         return Ok(());
     }
-    let own: Vec<_> = host.held().into_iter().filter(|at| host.has(at.ip())).collect();
+    let now = machine.observe();
+    let has = |at: &SocketAddr| now.as_ref().unwrap_or(host).has(at.ip());
+    let own: Vec<_> = host.held().into_iter().filter(has).collect();
     let knock = || own.iter().find_map(|at| machine.knock(at));
     let (name, judged) = if socket.accept {
         (socket.name.replace(".socket", "@.service"), instance_starts(machine, socket, knock))
@@ -86,15 +89,19 @@ fn instance_starts(
     })
 }
 
-/// Looks until it is plain, for as long as listeners may take; while it starts, for as long as a job may.
+/// Looks until it is plain, for as long as listeners may take once nothing `starts` any more, which may take as long
+/// as a job. What has started has not spoken yet.
 fn watch(starts: impl Fn() -> bool, mut look: impl FnMut() -> Option<Judged>) -> Judged {
     let begun = Instant::now();
+    let mut rests = begun;
     loop {
         if let Some(judged) = look() {
             return judged;
         }
-        let waited = begun.elapsed();
-        if waited > JOB || (waited > LISTENERS && !starts()) {
+        if starts() && begun.elapsed() < JOB {
+            rests = Instant::now();
+        }
+        if begun.elapsed() > JOB || rests.elapsed() > LISTENERS {
             return Err("does not come up when somebody connects");
         }
         std::thread::sleep(Duration::from_millis(50));

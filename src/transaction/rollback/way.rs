@@ -335,21 +335,17 @@ impl<'r, 'm> Way<'r, 'm> {
 
 /// Has the rescue listen wherever the old listeners should and do not; tells whether that is anywhere.
 pub(super) fn listen_where_nobody_does(run: &Run) -> std::result::Result<bool, Error> {
-    let mut endpoints = run.before.held();
+    let mut endpoints;
     match run.observe() {
         Ok(now) => {
             let held = held_for_good(&now);
+            endpoints = plan::rescued(&run.before, &now);
             endpoints.retain(|at| !held.contains(at));
-            // One that is gone for a moment is waited for; but not for what a socket shares with other hosts
-            // (`FreeBind=`), where there is anything else.
-            let here: Vec<_> = endpoints.iter().copied().filter(|at| now.has(at.ip())).collect();
-            if run.before.socket.is_active() && !here.is_empty() {
-                endpoints = here;
-            }
         }
         // Nobody can tell whose listener it is; a rescue would be in the way of one.
         Err(error) => {
             tracing::warn!(%error, "looking for somebody who listens");
+            endpoints = run.before.held();
             endpoints.retain(|at| run.machine.knock(at).is_none());
         }
     }
