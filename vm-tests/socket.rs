@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::machine::{Machine, Suite};
+use crate::machine::{Machine, Suite, run};
 use crate::operator::{MOVE, socket_system};
 use crate::state::{Want, assert_closed, assert_over, assert_state, property, unchanged};
 use crate::wayback::{SAME_PORT, lets_in};
@@ -74,13 +74,13 @@ fn a_slow_sshd_after_a_power_cut() {
     assert_over(&mut machine, &Want::socket(22));
 }
 
-/// Somebody answers on an address of the client's end of the cable.
-fn other_host(machine: &Machine) {
+/// Somebody answers on port 22 of an address of the client's end of the cable.
+fn other_host(machine: &Machine, address: &'static str) {
     let net = format!("/run/netns/{}", machine.client_net());
     let (tell, ready) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         setns(File::open(net).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
-        let listener = TcpListener::bind("10.77.0.1:22").unwrap();
+        let listener = TcpListener::bind((address, 22)).unwrap();
         tell.send(()).unwrap();
         for connection in listener.incoming().flatten() {
             use std::io::Write;
@@ -97,7 +97,7 @@ fn an_address_that_another_host_has() {
                      ListenStream=127.0.0.1:22\n";
     let path = "/etc/systemd/system/ssh.socket.d/own.conf";
     let machine = with_drop_in(Suite::UbuntuLike, path, addresses);
-    other_host(&machine);
+    other_host(&machine, "10.77.0.1");
     machine
         .spec("version: 1\nssh: {port: 2222, listen: [10.77.0.2, 127.0.0.1], socket: enabled}\n");
     machine.exec("harden apply -y --confirm operator --timeout 4s spec.yaml").code(4);
@@ -105,6 +105,29 @@ fn an_address_that_another_host_has() {
     machine.sh("systemctl stop ssh.socket ssh.service; systemctl start ssh.socket");
     machine.apply().code(0);
     machine.ssh(2222, "true").code(0);
+    assert_closed(&machine);
+}
+
+/// The same where it goes there during the trial: the way back does not take that one's sshd for its own.
+#[test]
+fn an_address_that_another_host_takes() {
+    let addresses =
+        "[Socket]\nListenStream=\nListenStream=10.76.0.9:22\nListenStream=10.77.0.2:22\n";
+    let path = "/etc/systemd/system/ssh.socket.d/own.conf";
+    let machine = with_drop_in(Suite::UbuntuLike, path, addresses);
+    let (server, client) = (machine.server_net(), machine.client_net());
+    let address = |net: &str, what, which: &str| {
+        run("ip", &["-n", net, "address", what, which, "dev", "cable"]);
+    };
+    address(&server, "add", "10.76.0.8/24");
+    address(&server, "add", "10.76.0.9/24");
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("8s");
+    address(&server, "del", "10.76.0.9/24");
+    address(&client, "add", "10.76.0.9/24");
+    other_host(&machine, "10.76.0.9");
+    assert_eq!(machine.background_end(), 4);
+    lets_in(&machine, "after nobody confirmed");
     assert_closed(&machine);
 }
 
