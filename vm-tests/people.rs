@@ -144,6 +144,18 @@ fn the_worker_is_frozen() {
     assert_over(&mut machine, &Want::service(22));
 }
 
+/// The worker is asked to stop, and its guard with it, then killed on its way back: systemd starts neither again.
+#[test]
+fn everything_of_hardens_is_stopped_and_killed() {
+    for suite in [Suite::Bullseye, Suite::Trixie] {
+        let mut machine = same_port(suite);
+        machine.apply_in_background("300s");
+        machine.sh("systemctl stop --no-block 'harden-*'; pkill -9 -f '[.]harden worker'");
+        ends_within(&machine, Duration::from_secs(20));
+        assert_over(&mut machine, &Want::service(22));
+    }
+}
+
 /// Fault 19, at its worst: the disk is full when the worker dies, so that nothing can be decided.
 #[test]
 fn the_disk_is_full_when_the_worker_dies() {
