@@ -3,6 +3,7 @@
 //! All files that sshd would read are copied below a scratch folder, and their Include lines are
 //! pointed there: so sshd sees the merged tree as it will be, not a snippet.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::concern::sshd_config::own::is_own;
@@ -57,20 +58,51 @@ pub fn candidate(
     Ok(effective)
 }
 
-/// Makes sure that sshd reads what a rollback goes back to.
+/// Makes sure that sshd reads what a rollback goes back to, and listens where it did then.
 ///
 /// # Errors
-/// A refusal with sshd's words.
-pub fn is_read(files: &Files, plan: &Plan) -> Result<(), Error> {
+/// A refusal with sshd's words, or with the line that somebody has written since.
+pub fn leads_back(files: &Files, plan: &Plan, then: &Observed) -> Result<(), Error> {
     let scratch = Scratch::of(files, &plan.candidate)?;
-    let Verdict::Invalid(said) = scratch.ask(plan) else { return Ok(()) };
-    let said = said.replace(&*scratch.folder().to_string_lossy(), "");
+    match scratch.ask(plan) {
+        Verdict::Valid(effective) if plan.expect.owner == then.service.name => {
+            listens_as_then(plan, then, &effective).map_err(Error::from)
+        }
+        Verdict::Invalid(said) => {
+            let said = said.replace(&*scratch.folder().to_string_lossy(), "");
+            Err(Refusal::new(
+                "candidate-invalid",
+                format!("sshd refuses the configuration to go back to:\n{said}"),
+                "correct the named line; nothing was changed",
+            )
+            .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where sshd listens stands in files that somebody may have edited since.
+fn listens_as_then(plan: &Plan, then: &Observed, effective: &Effective) -> Result<(), Refusal> {
+    let (Some(before), there) = (then.effective.valid().map(Effective::listen), effective.listen())
+    else {
+        return Ok(());
+    };
+    let beyond = |all: &[SocketAddr], others: &[SocketAddr]| {
+        all.iter().find(|at| !others.contains(at)).copied()
+    };
+    let what = match (beyond(&before, &there), beyond(&there, &before)) {
+        (None, None) => return Ok(()),
+        (Some(lost), _) => format!("not listen on {lost}, as it did then"),
+        (None, Some(added)) => format!("listen on {added} too"),
+    };
+    let by = ["ListenAddress", "Port", "AddressFamily"]
+        .map(|keyword| winner(&plan.candidate, keyword, &then.release))
+        .concat();
     Err(Refusal::new(
-        "candidate-invalid",
-        format!("sshd refuses the configuration to go back to:\n{said}"),
-        "correct the named line; nothing was changed",
-    )
-    .into())
+        "edited-since",
+        format!("sshd would {what}{by}"),
+        "undo that edit first, or apply a spec that says where sshd shall listen",
+    ))
 }
 
 /// Lists of algorithms of which nobody can do without one.

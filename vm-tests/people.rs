@@ -156,6 +156,28 @@ fn everything_of_hardens_is_stopped_and_killed() {
     }
 }
 
+/// An error on the disk makes the state folder read-only, and the worker dies: what is undecided goes back all the
+/// same, and why it is not over is said.
+#[test]
+fn the_state_folder_becomes_read_only() {
+    for suite in [Suite::Bullseye, Suite::Trixie] {
+        let mut machine = same_port(suite);
+        machine.apply_in_background("300s");
+        machine.sh("cd /; mount --bind /var/lib/harden /var/lib/harden; mount -o remount,bind,ro /var/lib/harden");
+        machine.kill_worker();
+        assert_eq!(machine.background_end(), 5);
+        let why = "read-only";
+        let log = machine.sh("cat apply.log");
+        assert!(log.contains(why), "{log}");
+        assert_state(&machine, &Want::service(22));
+        let still = machine.exec("harden rollback").code(5);
+        assert!(still.stderr.contains(why), "{still:?}");
+        machine.sh("umount /var/lib/harden");
+        machine.exec("harden rollback").code(0);
+        assert_over(&mut machine, &Want::service(22));
+    }
+}
+
 /// Fault 19, at its worst: the disk is full when the worker dies, so that nothing can be decided.
 #[test]
 fn the_disk_is_full_when_the_worker_dies() {

@@ -47,6 +47,29 @@ fn a_slow_sshd_behind_it() {
     machine.spec(SAME_PORT);
     machine.exec("harden apply -y --confirm operator --timeout 4s spec.yaml").code(4);
     assert_state(&machine, &Want::socket(22));
+    machine.spec(ON_2222);
+    machine.sh("systemctl stop ssh.service; systemctl start ssh.socket");
+    machine.apply().code(0);
+    assert_state(&machine, &Want::socket(2222));
+}
+
+/// A listener that somebody adds during a trial is theirs, and the way back complete without it.
+#[test]
+fn one_more_port_meanwhile() {
+    for suite in [Suite::Bullseye, Suite::UbuntuLike] {
+        let machine = socket_system(suite);
+        machine.spec(SAME_PORT);
+        machine.apply_in_background("8s");
+        machine
+            .root()
+            .write("/etc/systemd/system/ssh.socket.d/own.conf", "[Socket]\nListenStream=2200\n");
+        machine.sh("systemctl daemon-reload");
+        assert_eq!(machine.background_end(), 4);
+        assert!(machine.sh("cat apply.log").contains("ssh.socket.d/own.conf"));
+        assert_closed(&machine);
+        machine.ssh(22, "true").code(0);
+        machine.sh("ss -Hltn sport = 2200 | grep -q 2200");
+    }
 }
 
 #[test]

@@ -109,6 +109,31 @@ fn the_port_that_a_rollback_would_go_back_to() {
     assert_state(&machine, &Want::service(22));
 }
 
+/// Nor to a configuration with which sshd would listen elsewhere than it did then.
+#[test]
+fn where_sshd_listens_after_a_rollback() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.spec(MOVE);
+    machine.apply().code(0);
+    let edits = [
+        ("/etc/ssh/sshd_config", "$ a Port 22\\nPort 2300", ":2300 too (/etc/ssh/sshd_config:"),
+        (
+            "/etc/ssh/sshd_config",
+            "1i ListenAddress 127.0.0.1",
+            "as it did then (/etc/ssh/sshd_config:1",
+        ),
+        ("/etc/default/ssh", "$ a SSHD_OPTS=\"-p 2300\"", ":22, as it did then"),
+    ];
+    for (path, edit, why) in edits {
+        machine.sh(&format!("cp -a {path} kept; sed -i '{edit}' {path}"));
+        let refused = unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+        assert!(refused.stderr.contains(why), "{refused:?}");
+        machine.sh(&format!("mv kept {path}"));
+    }
+    machine.exec("harden rollback -y").code(0);
+    assert_state(&machine, &Want::service(22));
+}
+
 /// Behind a socket nothing has to run when a way back ends; but it has to when somebody connects. What is mended
 /// is read, also where nobody has told systemd.
 #[track_caller]

@@ -10,6 +10,9 @@ use harden::sys::systemd::Systemd;
 use harden::transaction::machine::RealMachine;
 use harden::transaction::{Outcome, worker};
 
+/// How long one rests that could not go on: what keeps it from that may take hours to mend.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// Does a transaction.
 pub(crate) fn worker_command(id: &str) -> u8 {
     let longest = worker::longest(&Files::at("/"), id);
@@ -63,6 +66,8 @@ fn ended(outcome: Result<Outcome, Error>) -> u8 {
         Ok(_) => exit::OK,
         Err(error) => {
             tracing::error!(%error, "to be tried again");
+            // systemd starts it again at once.
+            std::thread::sleep(AGAIN);
             exit::REFUSED
         }
     }

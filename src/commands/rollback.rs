@@ -62,7 +62,9 @@ fn rolled_back(args: &RollbackArgs, format: Format) -> Result<Ended, Error> {
     let observed = at_rest(Ahead::ask(), Ahead::ask, |ahead| machine.observe_with(ahead))?;
     let plan = plan_undo(&files, &id, &records, is_last, &observed)?;
     validate::answers(&observed)?;
-    validate::is_read(&files, &plan)?;
+    if let Some(Record::Begin { before, .. }) = records.first() {
+        validate::leads_back(&files, &plan, before)?;
+    }
     show(&observed, &plan, &args.terms, format)?;
     if !args.terms.yes {
         terminal::ask()?;

@@ -8,7 +8,7 @@ use super::{Change, Plan, arrange, describe};
 use crate::concern;
 use crate::concern::units::Transition;
 use crate::error::Refusal;
-use crate::observe::{Observed, UNIT_FOLDER};
+use crate::observe::{CommandLine, Observed, UNIT_FOLDER};
 use crate::sshd::{ConfigFile, ConfigTree};
 use crate::step::{Expectation, FileChange, Op, Step, UnitExpectation, file_steps};
 use crate::sys::Image;
@@ -89,9 +89,17 @@ pub fn undo(
     let changes: Vec<Change> = describe::changes(observed, &expect, &files, &transition);
     let steps = sshd.iter().map(put).collect();
     let (trial, steps) = arrange::arrange(observed, &expect, steps, &transition);
-    let options = earlier.before.command_line.settings();
+    let options = command_line(earlier, observed).settings();
     let candidate = candidate(earlier.before, observed, &sshd);
     Ok(Plan { changes, warnings: Vec::new(), trial, steps, expect, candidate, options })
+}
+
+/// The command line that sshd will have: the present one, unless the transaction has changed its file.
+fn command_line<'o>(earlier: Earlier<'o>, observed: &'o Observed) -> &'o CommandLine {
+    let file = earlier.before.command_line.file.as_ref();
+    let changed =
+        file.is_some_and(|file| earlier.images.iter().any(|(path, _)| *path == file.real));
+    if changed { &earlier.before.command_line } else { &observed.command_line }
 }
 
 /// A unit file or a mask where the transaction has made links alone is somebody's, and stays theirs.

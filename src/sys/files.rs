@@ -418,9 +418,14 @@ impl Files {
 
     /// Takes an exclusive lock on a file (flock(2)), or `None` where another process holds it.
     ///
-    /// The kernel drops the lock when the returned file is closed, so a dead holder never blocks.
+    /// The kernel drops the lock when the returned file is closed, so a dead holder never blocks. On a file system
+    /// that has become read-only a file that is there can be locked all the same.
     pub fn try_lock(&self, path: &Path) -> Result<Option<fs::File>> {
-        let file = self.append(path)?;
+        let file = match self.append(path) {
+            Err(_) if self.is_read_only(path) => fs::File::open(self.real(path))
+                .map_err(|error| SysError::new(format!("cannot open {}", path.display()), error))?,
+            file => file?,
+        };
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(fs::TryLockError::WouldBlock) => Ok(None),

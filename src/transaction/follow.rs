@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::journal::{self, Record, Terms};
 use super::run::outcome_of;
-use super::{Outcome, decision};
+use super::{Outcome, STATE, decision};
 use crate::step::Step;
 use crate::sys::{Files, SysError, monotonic_usec};
 
@@ -122,7 +122,12 @@ pub fn follow(
             doubts = if is_worked_on() { 0 } else { doubts + 1 };
             if doubts > 1 {
                 let cause = "nobody works on the transaction any more".to_owned();
-                let left = vec![format!("transaction {id}{IS_OPEN}")];
+                let mut left = vec![format!("transaction {id}{IS_OPEN}")];
+                if files.is_read_only(Path::new(STATE)) {
+                    left.push(format!(
+                        "its journal cannot be written: the file system of {STATE} is read-only"
+                    ));
+                }
                 return Ok(Some(Outcome::NeedsOperator { cause, left }));
             }
         }

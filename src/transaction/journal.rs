@@ -161,11 +161,15 @@ pub struct Terms {
     pub forced: Vec<String>,
 }
 
+/// Why a journal takes no records.
+const READ_ONLY: &str = "its file system is read-only";
+
 /// A journal that is being written.
 #[derive(Debug)]
 pub struct Journal {
     id: String,
-    file: File,
+    /// None where its file system has become read-only.
+    file: Option<File>,
 }
 
 impl Journal {
@@ -177,24 +181,38 @@ impl Journal {
             files.sync_folder(above)?;
         }
         let id = new_id(files)?;
-        let mut journal = Self { file: files.append(&path(&id))?, id };
+        let file = files.append(&path(&id))?;
+        let mut journal = Self { file: Some(file.try_clone().map_err(cannot_write)?), id };
         journal.write(begin)?;
-        let length = journal.file.metadata().map_or(0, |meta| meta.len());
+        let length = file.metadata().map_or(0, |meta| meta.len());
         let flags = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let from = i64::try_from(length).unwrap_or_default();
-        if let Err(error) = nix::fcntl::fallocate(&journal.file, flags, from, RESERVE) {
+        if let Err(error) = nix::fcntl::fallocate(&file, flags, from, RESERVE) {
             tracing::debug!(%error, "no room is kept for the journal");
         }
         files.sync_folder(folder)?;
         Ok(journal)
     }
 
-    /// Opens the journal of an earlier transaction to go on with it.
+    /// Opens the journal of an earlier transaction to go on with it; on a file system that has become read-only
+    /// (an error on the disk, as a rule) it takes no records.
     pub fn reopen(files: &Files, id: &str) -> Result<Self, SysError> {
-        // A torn tail has no line end; what comes next must not be glued to it.
-        let mut journal = Self { file: files.append(&path(id))?, id: id.to_owned() };
-        journal.put(b"\n")?;
+        let id = id.to_owned();
+        let file = match files.append(&path(&id)) {
+            Err(error) if !files.is_read_only(Path::new(STATE)) => return Err(error),
+            file => file.ok(),
+        };
+        let mut journal = Self { id, file };
+        if journal.is_writable() {
+            // A torn tail has no line end; what comes next must not be glued to it.
+            journal.put(b"\n")?;
+        }
         Ok(journal)
+    }
+
+    /// Whether it takes records.
+    pub fn is_writable(&self) -> bool {
+        self.file.is_some()
     }
 
     /// The transaction's id.
@@ -204,26 +222,28 @@ impl Journal {
 
     /// Appends a record; it is on disk when this returns.
     pub fn write(&mut self, record: &Record) -> Result<(), SysError> {
-        let line =
-            encode(record).map_err(|error| SysError::new("cannot write the journal", error))?;
+        let line = encode(record).map_err(cannot_write)?;
         self.put(line.as_bytes())
     }
 
     /// Notes something for whoever follows. It need not be on disk.
     pub fn note(&mut self, text: &str) {
         let record = Record::Note { text: text.to_owned() };
-        let written = encode(&record).map(|line| self.file.write_all(line.as_bytes()));
-        if !matches!(written, Ok(Ok(()))) {
+        let written =
+            encode(&record).map(|line| self.file.as_mut()?.write_all(line.as_bytes()).ok());
+        if !matches!(written, Ok(Some(()))) {
             tracing::warn!("not in the journal: {text}");
         }
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), SysError> {
-        self.file
-            .write_all(bytes)
-            .and_then(|()| self.file.sync_all())
-            .map_err(|error| SysError::new("cannot write the journal", error))
+        let Some(file) = &mut self.file else { return Err(cannot_write(READ_ONLY)) };
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(cannot_write)
     }
+}
+
+fn cannot_write(why: impl std::fmt::Display) -> SysError {
+    SysError::new("cannot write the journal", why)
 }
 
 /// Where a transaction's journal is.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::on_demand;
 use crate::error::Error;
 use crate::observe::{self, Ahead, Observed, PRIVSEP};
 use crate::step::Expectation;
@@ -395,6 +396,9 @@ impl Machine for RealMachine {
                 self.observe().map_err(|error| SysError::new("cannot look at the host", error))?;
             let missing = verify::missing(expect, &observed);
             let (what, faults, pause) = if missing.is_empty() {
+                if observed.socket.name == expect.owner {
+                    on_demand::starts(self, &observed)?;
+                }
                 let (faults, notes) = verify::answers(&self.files, expect, &observed)
                     .map_err(|error| SysError::new("cannot speak to the new listener", error))?;
                 for note in notes {

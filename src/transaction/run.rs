@@ -73,6 +73,15 @@ impl<'a> Run<'a> {
         self.records.push(record);
     }
 
+    /// Refuses to go on without a journal: what is done is to be in it.
+    pub(super) fn refuse_unwritable(&self) -> Result<(), SysError> {
+        if self.journal.is_writable() {
+            return Ok(());
+        }
+        let what = format!("cannot go on with {}", self.id);
+        Err(SysError::new(what, format!("the file system of {STATE} is read-only")))
+    }
+
     /// Tells whoever follows.
     pub(super) fn note(&mut self, text: &str) {
         self.journal.note(text);

@@ -71,6 +71,10 @@ fn work_locked(machine: &dyn Machine, id: &str, _lock: &Lock) -> Result<Outcome,
         return Ok(rollback::run(&mut run, &cause));
     }
     let decision = match decision::read(machine.files(), id)? {
+        Some(decision) if decision.verdict == Verdict::Commit => {
+            run.refuse_unwritable()?;
+            decision
+        }
         Some(decision) => decision,
         None if taken_before || run.terms.is_none() => {
             let why = "it was interrupted before anybody had confirmed";
@@ -177,6 +181,7 @@ pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
     if run.outcome().is_some() {
         return Ok(());
     }
+    run.refuse_unwritable()?;
     run.record_if_possible(Record::Taken { boot: machine.boot() });
     point(format_args!("recovery.taken"))?;
     let decision = decision::read(machine.files(), id)?;

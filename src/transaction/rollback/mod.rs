@@ -64,8 +64,9 @@ fn left(
             }
         };
         kept.extend(run.before.edited(&now).into_iter().filter(|path| !ours.contains(path)));
-        let (strangers, rest): (Vec<_>, _) =
-            now.listeners.drain(..).partition(|at| is_strange(&run.before, at));
+        let theirs =
+            |at: &Listener| is_strange(&run.before, at) || (!kept.is_empty() && is_added(run, at));
+        let (strangers, rest): (Vec<_>, _) = now.listeners.drain(..).partition(theirs);
         now.listeners = rest;
         let mut moved = run.before.differences_beside(&now, undo.ended, &kept);
         let leaving = [&now.socket, &now.service].into_iter().filter(|unit| unit.job == "stop");
@@ -100,10 +101,21 @@ fn is_strange(before: &Observed, listener: &Listener) -> bool {
         Owner::Process(process) => process.unit == *service || process.is_of_harden(),
         Owner::Unseen => true,
     };
-    let was_served = |at: &SocketAddr| {
-        before.listeners.iter().any(|listener| listener.ssh && listener.serves().contains(at))
-    };
-    listener.ssh && !own && !listener.serves().iter().any(was_served)
+    listener.ssh && !own && !was_served(before, listener)
+}
+
+/// Whether a unit of sshd's has a listener that neither was before nor is of this change.
+fn is_added(run: &Run, listener: &Listener) -> bool {
+    let units = [&run.before.service.name, &run.before.socket.name];
+    let own = matches!(&listener.owner, Owner::Unit(unit) if units.contains(&unit));
+    let planned = run.expect.endpoints.iter().any(|at| at.port() == listener.port);
+    own && !planned && !was_served(&run.before, listener)
+}
+
+fn was_served(before: &Observed, listener: &Listener) -> bool {
+    let ssh = before.listeners.iter().filter(|was| was.ssh);
+    let served: Vec<_> = ssh.flat_map(Listener::serves).collect();
+    listener.serves().iter().any(|at| served.contains(at))
 }
 
 /// The host when no unit of sshd's is on its way any more: somebody may restart it just now.
