@@ -15,6 +15,7 @@ use crate::sshd::criteria::{self, pattern_list};
 use crate::sshd::keywords::{counts_in_match, is_forgotten, same};
 use crate::sshd::reading::Reading;
 use crate::sshd::release::Release;
+use crate::sshd::syntax::read_line;
 use crate::sshd::{ConfigTree, Effective};
 use crate::step::Op;
 use crate::sys::mounts::is_mount_point;
@@ -142,7 +143,7 @@ pub fn passwords_stay(plan: &Plan, effective: &Effective) -> Option<String> {
 }
 
 /// Refuses settings that sshd takes without a word of what they do, because they do nothing any more:
-/// no `sshd -T` shows them; and criteria that another release of it has.
+/// no `sshd -T` shows them; criteria that another release of it has; and values that it cannot read.
 ///
 /// # Errors
 /// The first of them, with its place in the spec.
@@ -160,7 +161,16 @@ pub fn remembered(spec: &Spec, release: &Release) -> Result<(), SpecError> {
             spec.error(criterion.at, &format!("`{}`: {why}", criterion.text), &label)
         })?;
     }
-    match everywhere.chain(in_blocks).find(|(setting, globally)| !has_effect(setting, *globally)) {
+    let all: Vec<(&Setting, bool)> = everywhere.chain(in_blocks).collect();
+    for (setting, line) in
+        all.iter().flat_map(|(setting, _)| setting.lines.iter().map(move |line| (*setting, line)))
+    {
+        read_line(&format!("{} {line}", setting.keyword), release).map_err(|why| {
+            let message = format!("sshd cannot read `{} {line}`: {why}", setting.keyword);
+            spec.setting_error(setting, &message, "write it as in sshd_config(5)", None)
+        })?;
+    }
+    match all.into_iter().find(|(setting, globally)| !has_effect(setting, *globally)) {
         None => Ok(()),
         Some((setting, globally)) => {
             let place = if globally { "" } else { " in a Match block" };

@@ -430,3 +430,26 @@ fn a_second_factor_is_not_switched_off() {
         "{told}"
     );
 }
+
+/// Not everybody is in a group that has a name: a block for all groups leaves some to later ones.
+#[test]
+fn a_user_in_no_group_that_has_a_name() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.root().write(
+        "/etc/ssh/sshd_config.d/50-own.conf",
+        "Match Group *\n PasswordAuthentication no\nMatch User bob\n PasswordAuthentication yes\n",
+    );
+    machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no}}\n");
+    let refused = machine.exec("harden plan spec.yaml").code(1);
+    assert!(refused.stderr.contains("50-own.conf:4"), "{refused:?}");
+}
+
+/// A value that cannot be read is the spec's, with its line.
+#[test]
+fn a_value_with_an_open_quote() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec("version: 1\nssh:\n  settings:\n    Banner: '/etc/is\"sue'\n");
+    let wrong = machine.exec("harden plan spec.yaml").code(2);
+    assert!(wrong.stderr.contains("a quote is not closed"), "{wrong:?}");
+    assert!(wrong.stderr.contains("spec.yaml:4"), "{wrong:?}");
+}

@@ -10,18 +10,18 @@ on_debian!(
     who_the_spec_names_gets_in_and_becomes_root,
 );
 
-fn spec(machine: &Machine, settings: &str, safety: &str) {
+pub(crate) fn spec(machine: &Machine, settings: &str, safety: &str) {
     machine.spec(&format!("version: 1\nssh: {{settings: {settings}}}\n{safety}"));
 }
 
 /// What was said, in one line.
-fn unwrapped(ran: &Ran) -> String {
+pub(crate) fn unwrapped(ran: &Ran) -> String {
     ran.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Refused, with nothing changed; plan and apply say the same.
 #[track_caller]
-fn is_refused(machine: &Machine, parts: &[&str]) {
+pub(crate) fn is_refused(machine: &Machine, parts: &[&str]) {
     let refused = unchanged(machine, || machine.exec("harden apply -y --confirm probe spec.yaml"));
     let said = unwrapped(&refused);
     assert_eq!(refused.code, 1, "{said}");

@@ -23,6 +23,7 @@ mod faults;
 mod gap;
 mod handover;
 mod hostile;
+mod keys;
 mod lockout;
 mod login;
 mod machine;

@@ -1,13 +1,14 @@
 //! What keeps a user out under a configuration, as sshd(8) would check it (auth.c, `allowed_user`).
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::keys::Keys;
 use super::{Admin, host_keys, pam};
 use crate::sshd::Effective;
-use crate::sshd::criteria::{comes_from, fits};
-use crate::sys;
+use crate::sshd::criteria::{Client, comes_from, fits};
 use crate::sys::users::{self, Aged, Password};
+use crate::sys::{self, names};
 
 /// While it is there, only root comes in (nologin(5)). The one below /run is the boot's, and goes.
 const NO_LOGIN: &str = "/etc/nologin";
@@ -120,12 +121,12 @@ fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
         |pattern: &&String| groups.iter().any(|group| fits(group.as_bytes(), pattern.as_bytes()));
     // One name a line, without quotes.
     let list = |keyword: &str| effective.get(keyword).to_vec();
-    let denies = |pattern: &&String| takes_user(admin, pattern) == Some(true);
+    let denies = |pattern: &&String| takes_user(admin, pattern, effective) == Some(true);
     if let Some(pattern) = list("denyusers").iter().find(denies) {
         return because(format!("DenyUsers {pattern}"), format!("take {name} off DenyUsers"));
     }
     let allowed = list("allowusers");
-    let may = |pattern: &String| takes_user(admin, pattern) != Some(false);
+    let may = |pattern: &String| takes_user(admin, pattern, effective) != Some(false);
     if !allowed.is_empty() && !allowed.iter().any(may) {
         let by_place = |pattern: &String| {
             pattern.rsplit_once('@').is_some_and(|(user, _)| fits(name.as_bytes(), user.as_bytes()))
@@ -156,9 +157,15 @@ fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
     None
 }
 
+/// Where somebody comes from, with the name that sshd would find.
+pub(super) fn client(from: IpAddr, effective: &Effective) -> Client {
+    let name = is(effective, "usedns", "yes").then(|| names::of(from)).flatten();
+    Client { address: from, name }
+}
+
 /// Whether a pattern takes a user, with where the user comes from behind an `@` (auth.c, `match_user`);
 /// `None` where it depends on that, and it is not known.
-fn takes_user(admin: &Admin, pattern: &str) -> Option<bool> {
+fn takes_user(admin: &Admin, pattern: &str, effective: &Effective) -> Option<bool> {
     let name = admin.user.name.as_bytes();
     let Some((user, host)) = pattern.rsplit_once('@') else {
         return Some(fits(name, pattern.as_bytes()));
@@ -169,7 +176,7 @@ fn takes_user(admin: &Admin, pattern: &str) -> Option<bool> {
     if host == "*" {
         return Some(true);
     }
-    Some(comes_from(admin.from?, host))
+    Some(comes_from(&client(admin.from?, effective), host))
 }
 
 /// A name as a shell reads it.
@@ -255,22 +262,40 @@ fn lacks(method: &str, admin: &Admin, effective: &Effective, keys: &Keys) -> Opt
             let (why, fix) = keys.obstacle(admin, effective)?;
             because(why, fix)
         }
-        // Passwords that cannot be seen from here.
-        "password" | "keyboard-interactive"
-            if takes_passwords(effective)
-                && !is(effective, "usepam", "no")
-                && pam::is_beyond_sight(keys.files) =>
-        {
-            None
-        }
         "password" | "keyboard-interactive" => {
-            let taken = takes_passwords(effective)
-                && admin.user.password() == Password::Set
-                && (admin.user.uid != 0 || is(effective, "permitrootlogin", "yes"));
-            let why =
-                format!("AuthenticationMethods asks for a password, which {name} has not got");
-            let fix = format!("passwd {name}, or leave AuthenticationMethods alone");
-            if taken { None } else { because(why, fix) }
+            let pam = is(effective, "usepam", "yes");
+            // Only PAM asks on the keyboard.
+            let is_on = match method {
+                "password" => is(effective, "passwordauthentication", "yes"),
+                _ => is(effective, "kbdinteractiveauthentication", "yes") && pam,
+            };
+            if !is_on {
+                return because(
+                    format!("AuthenticationMethods asks for {method}, which is switched off"),
+                    if method == "password" {
+                        "leave PasswordAuthentication on, or AuthenticationMethods alone"
+                    } else {
+                        "leave KbdInteractiveAuthentication and UsePAM on, or AuthenticationMethods alone"
+                    },
+                );
+            }
+            if admin.user.uid == 0 && !is(effective, "permitrootlogin", "yes") {
+                let value = value(effective, "permitrootlogin");
+                return because(
+                    format!(
+                        "AuthenticationMethods asks for {method}, and PermitRootLogin {value} takes none of root's"
+                    ),
+                    "set PermitRootLogin to yes, or leave AuthenticationMethods alone for root",
+                );
+            }
+            // Passwords that cannot be seen from here.
+            if admin.user.password() == Password::Set || (pam && pam::is_beyond_sight(keys.files)) {
+                return None;
+            }
+            because(
+                format!("AuthenticationMethods asks for a password, which {name} has not got"),
+                format!("passwd {name}, or leave AuthenticationMethods alone"),
+            )
         }
         "none" => because(
             "AuthenticationMethods none takes empty passwords alone",

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::Admin;
+use super::access::client;
 use crate::sshd::Effective;
-use crate::sshd::authorized_keys::{self, FreeKey};
-use crate::sshd::criteria::{comes_from, pattern_list};
-use crate::sys::process::Session;
+use crate::sshd::authorized_keys::{self, KeyLine};
+use crate::sshd::criteria::{comes_from, pattern_list, takes_nobody};
 use crate::sys::users::{self, User};
 use crate::sys::{Command, Files};
 
@@ -35,7 +35,7 @@ pub(super) struct Print {
 #[derive(Debug, Clone)]
 pub(super) struct Key {
     /// Its line.
-    line: FreeKey,
+    line: KeyLine,
     /// What it is.
     pub(super) print: Print,
     /// Where it stands.
@@ -50,12 +50,12 @@ impl<'a> Keys<'a> {
 
     /// Has a user's keys read before they are asked for.
     pub(super) fn read_ahead(&self, user: &User, effective: &Effective) {
-        self.of(user, effective);
+        self.all(user, effective);
     }
 
     /// The keys that a configuration takes for a session of the user's.
     pub(super) fn accepted(&self, admin: &Admin, effective: &Effective) -> Vec<Key> {
-        let mut keys = self.of(&admin.user, effective);
+        let mut keys = self.of(admin, effective);
         keys.retain(|key| self.objection(key, admin, effective).is_none());
         keys
     }
@@ -67,7 +67,7 @@ impl<'a> Keys<'a> {
         effective: &Effective,
     ) -> Option<(String, String)> {
         let user = &admin.user;
-        let keys = self.of(user, effective);
+        let keys = self.of(admin, effective);
         let name = &user.name;
         let places: Vec<String> =
             places(user, effective).iter().map(|path| path.display().to_string()).collect();
@@ -83,23 +83,29 @@ impl<'a> Keys<'a> {
         if keys.iter().skip(1).any(taken) { None } else { Some(objection) }
     }
 
-    /// The keys that can be parsed, in the files that a configuration names.
-    fn of(&self, user: &User, effective: &Effective) -> Vec<Key> {
-        let read = |file: PathBuf| Some((self.files.read(&file).ok()??, file));
-        let texts: Vec<_> = places(user, effective).into_iter().filter_map(read).collect();
-        let keys = authorized_keys::free_keys(texts.iter().map(|(text, _)| text.as_slice()));
-        let of = |(lines, (_, file)): (Vec<FreeKey>, &(Vec<u8>, PathBuf))| self.keys(&lines, file);
-        keys.into_iter().zip(&texts).flat_map(of).collect()
+    /// The keys that open a session of the user's choice, in the files that a configuration names.
+    fn of(&self, admin: &Admin, effective: &Effective) -> Vec<Key> {
+        let is_limited = |key: &Key| limit(key, admin, effective).is_some();
+        authorized_keys::free(self.all(&admin.user, effective), |key| &key.line, is_limited)
+    }
+
+    /// All that can be parsed there.
+    fn all(&self, user: &User, effective: &Effective) -> Vec<Key> {
+        let of = |file: PathBuf| {
+            let lines = authorized_keys::keys(&self.files.read(&file).ok()??);
+            Some(self.keys(&lines, &file))
+        };
+        places(user, effective).into_iter().filter_map(of).flatten().collect()
     }
 
     /// The keys of a file, without what is none.
-    fn keys(&self, lines: &[FreeKey], file: &Path) -> Vec<Key> {
+    fn keys(&self, lines: &[KeyLine], file: &Path) -> Vec<Key> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let unread = lines.iter().map(|line| line.line.as_str());
         let unread: Vec<&str> = unread.filter(|line| !read.contains_key(*line)).collect();
         let prints = self.prints(&unread);
         read.extend(unread.into_iter().map(str::to_owned).zip(prints));
-        let key = |line: &FreeKey| {
+        let key = |line: &KeyLine| {
             let print = read.get(&line.line)?.clone()?;
             Some(Key { line: line.clone(), print, file: file.to_owned() })
         };
@@ -137,6 +143,12 @@ impl<'a> Keys<'a> {
         Some(keygen.arg(copy.display().to_string()).run().ok()?.stdout)
     }
 
+    /// What ssh-keygen(1) says of a file with public keys; `None` where that is none.
+    pub(super) fn keygen_of(&self, file: &Path) -> Option<String> {
+        let text = self.files.read(file).ok()??;
+        self.keygen(&String::from_utf8_lossy(&text), &["-l", "-E", "sha256", "-f"])
+    }
+
     /// Why a key is not taken, and what to do about it.
     fn objection(
         &self,
@@ -145,7 +157,7 @@ impl<'a> Keys<'a> {
         effective: &Effective,
     ) -> Option<(String, String)> {
         let user = &admin.user;
-        let FreeKey { algorithm, .. } = &key.line;
+        let KeyLine { algorithm, .. } = &key.line;
         let accepted = effective.get("pubkeyacceptedalgorithms");
         let list = accepted.join(",");
         let name = &user.name;
@@ -256,47 +268,25 @@ impl<'a> Keys<'a> {
 
 /// What the options of its line say against a key (sshd(8)).
 fn limit(key: &Key, admin: &Admin, effective: &Effective) -> Option<(String, String)> {
-    let FreeKey { from, expires, .. } = &key.line;
+    let KeyLine { from, expires, .. } = &key.line;
     let (name, path) = (&admin.user.name, key.file.display());
     if let Some(end) = expires.as_ref().filter(|end| end.is_before(&jiff::Zoned::now())) {
         let why = format!("{name}'s key in {path} has expired (expiry-time={end})");
         return Some((why, format!("put another key there, or change expiry-time in {path}")));
     }
-    // A name that sshd looks up may stand for anybody.
-    let by_address = effective.get("usedns").first().is_none_or(|value| value != "yes");
-    let client = admin.from.filter(|_| by_address)?.to_canonical();
-    let list = from.as_ref().filter(|list| !comes_from(client, list))?;
-    let why = format!("{name}'s key in {path} is taken from {list} alone, and not from {client}");
-    Some((why, format!("widen from= in {path}, or put another key there")))
+    let list = from.as_ref()?;
+    let by_name = effective.get("usedns").first().is_some_and(|value| value == "yes");
+    let fix = format!("widen from= in {path}, or put another key there");
+    if takes_nobody(list, by_name) {
+        let why = format!("from={list} of {name}'s key in {path} takes nobody");
+        return Some((why, fix));
+    }
+    let client = client(admin.from?, effective);
+    let from = client.name.clone().unwrap_or_else(|| client.address.to_canonical().to_string());
+    let why = format!("{name}'s key in {path} is taken from {list} alone, and not from {from}");
+    (!comes_from(&client, list)).then_some((why, fix))
 }
 
 fn places(user: &User, effective: &Effective) -> Vec<PathBuf> {
     authorized_keys::files(effective, &user.name, user.uid, &user.home)
-}
-
-/// How a session was opened.
-pub(super) enum Opened {
-    /// With a key: whose, and its fingerprint.
-    ByKey(String, String),
-    /// With something else.
-    Otherwise,
-    /// sshd has not logged it (`LogLevel`).
-    Unknown,
-}
-
-/// How the session in which harden runs was opened: sshd has logged that (`Accepted publickey for ada from
-/// 192.0.2.1 port 4242 ssh2: ED25519 SHA256:…`).
-pub(super) fn opened(session: &Session) -> Opened {
-    let from = format!(" from {} port {} ", session.client.ip(), session.client.port());
-    let journal = Command::new(Path::new("/usr/bin/journalctl"));
-    let journal = journal.args(["-q", "-b", "-o", "cat", "-t", "sshd", "-t", "sshd-session"]);
-    let said = journal.run().map(|said| said.stdout).unwrap_or_default();
-    let is_it = |line: &&str| line.starts_with("Accepted ") && line.contains(&from);
-    let Some(line) = said.lines().rfind(is_it) else { return Opened::Unknown };
-    let name = line.strip_prefix("Accepted publickey for ").and_then(|rest| rest.split(' ').next());
-    let fingerprint = line.split(' ').find(|word| word.starts_with("SHA256:"));
-    match (name, fingerprint) {
-        (Some(name), Some(fingerprint)) => Opened::ByKey(name.to_owned(), fingerprint.to_owned()),
-        _ => Opened::Otherwise,
-    }
 }

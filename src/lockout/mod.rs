@@ -9,6 +9,7 @@ mod access;
 mod host_keys;
 mod keys;
 mod pam;
+mod session;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,14 +18,14 @@ use std::path::Path;
 
 use access::{Obstacle, obstacle};
 pub use host_keys::lost as lost_host_keys;
-use keys::{Key, Keys, Opened, opened};
+use keys::Keys;
 
 use crate::concern::sshd_config::own::{earlier_lines, is_own};
 use crate::error::Refusal;
 use crate::observe::{Listener, Observed, Verdict, ask_sshd, serves};
 use crate::plan::Plan;
 use crate::sshd::Effective;
-use crate::sshd::criteria::test_of;
+use crate::sshd::criteria::{Client, test_of};
 use crate::sshd::keywords::same;
 use crate::sshd::syntax::parse_line;
 use crate::sys::process::Session;
@@ -131,10 +132,16 @@ impl<'v> View<'v> {
         if let Some(said) = self.said.borrow().get(&whom) {
             return said.clone();
         }
-        let options = test_of(&admin.user.name, from, self.way.to);
-        let options: Vec<String> =
-            options.into_iter().chain(self.options.iter().cloned()).collect();
-        let said = ask_sshd(self.main, &options);
+        let ask = |client: &Client| {
+            let options = test_of(&admin.user.name, client, self.way.to).into_iter();
+            ask_sshd(self.main, &options.chain(self.options.iter().cloned()).collect::<Vec<_>>())
+        };
+        let mut said = ask(&from.into());
+        // A block may be for the client's name.
+        let client = said.valid().map(|effective| access::client(from, effective));
+        if let Some(client) = client.filter(|client| client.name.is_some()) {
+            said = ask(&client);
+        }
         self.said.borrow_mut().insert(whom, said.clone());
         said
     }
@@ -241,7 +248,7 @@ impl<'g> Guards<'g> {
                 ),
             });
         }
-        risks.extend(session(&admins, &now, &then, &keys));
+        risks.extend(session::risk(&admins, &now, &then, &keys));
         if is_about_passwords(before, plan) {
             risks.extend(passwords(&admins, &now, &then, &keys));
         }
@@ -351,42 +358,6 @@ fn admins(listed: &[String]) -> Vec<Admin> {
         admins.push(Admin { user, from: None, listed: false });
     }
     admins
-}
-
-/// The key with which this very session was opened; where sshd has not logged that, any of those it may be.
-fn session(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
-    let session = Session::present()?;
-    let (name, logged) = match opened(&session) {
-        Opened::ByKey(name, fingerprint) => (name, Some(fingerprint)),
-        Opened::Unknown => (users::operator(), None),
-        Opened::Otherwise => return None,
-    };
-    let known = admins.iter().find(|admin| admin.user.name == name).cloned();
-    let from = Some(session.client.ip());
-    let admin =
-        known.or_else(|| Some(Admin { user: users::named(&name)?, from, listed: false }))?;
-    let accepted = |view: &View| Some(keys.accepted(&admin, &view.of(&admin)?));
-    let (before, after) = (accepted(now)?, accepted(then)?);
-    let may_be = |key: &&Key| {
-        logged.as_ref().is_none_or(|fingerprint| key.print.fingerprint == *fingerprint)
-    };
-    let stays =
-        |key: &&Key| after.iter().any(|other| other.print.fingerprint == key.print.fingerprint);
-    let lost = before.iter().filter(may_be).find(|key| !stays(key))?;
-    let print = &lost.print.fingerprint;
-    let message = if logged.is_some() {
-        format!(
-            "the key with which {name} opened this session would not be taken any more ({print})"
-        )
-    } else {
-        format!(
-            "the key with which {name} may have opened this session would not be taken any more \
-             ({print}); which one it was is not in the journal"
-        )
-    };
-    let fix =
-        format!("add a key of {name}'s that the plan accepts, and open a session with it first");
-    Some(Risk { message, fix })
 }
 
 /// Whether a plan sets, or takes back, what decides whether passwords are taken.

@@ -12,21 +12,23 @@ pub fn files(effective: &Effective, name: &str, uid: u32, home: &Path) -> Vec<Pa
     patterns.map(|pattern| file(pattern, name, uid, home)).collect()
 }
 
-/// A key that opens a session of the user's choice.
+/// A line with a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FreeKey {
+pub struct KeyLine {
     /// Its algorithm (`ssh-ed25519`).
     pub algorithm: String,
     /// Algorithm and key, as a public key file has them.
     pub line: String,
     /// The clients from which it is taken (`from=`), where that is limited.
     pub from: Option<String>,
-    /// When it ends (`expiry-time=`), as `YYYYMMDDHHMMSS`.
+    /// When it ends (`expiry-time=`): the first of several times.
     pub expires: Option<Expiry>,
+    /// It opens a session of the user's choice: no option ties it to a command.
+    pub free: bool,
 }
 
 /// The end of a key's time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Expiry {
     /// `YYYYMMDDHHMMSS`.
     digits: String,
@@ -81,24 +83,28 @@ pub fn signs(algorithm: &str) -> Vec<&str> {
     }
 }
 
-/// The keys of files, in the order in which sshd reads them, that open a session of the user's choice. Of
-/// several lines with one key the first decides.
-pub fn free_keys<'t>(texts: impl IntoIterator<Item = &'t [u8]>) -> Vec<Vec<FreeKey>> {
-    let mut seen = std::collections::BTreeSet::new();
-    let mut keys_of = |text: &[u8]| {
-        let text = String::from_utf8_lossy(text);
-        let lines = text.lines().filter_map(read_line);
-        lines
-            .filter(|(key, _)| seen.insert(key.line.clone()))
-            .filter(|(_, free)| *free)
-            .map(|(key, _)| key)
-            .collect()
-    };
-    texts.into_iter().map(&mut keys_of).collect()
+/// The keys of a file, in the order in which sshd reads them.
+pub fn keys(text: &[u8]) -> Vec<KeyLine> {
+    String::from_utf8_lossy(text).lines().filter_map(read_line).collect()
 }
 
-/// The key of a line, and whether no option ties it to a command; `None` where sshd takes none from it.
-fn read_line(line: &str) -> Option<(FreeKey, bool)> {
+/// Leaves those that may open a session of the user's choice. Of several lines with one key the first decides that
+/// is not limited to other places or times than these.
+pub fn free<'k, K>(
+    keys: impl IntoIterator<Item = K>,
+    line: impl Fn(&K) -> &KeyLine + 'k,
+    is_limited: impl Fn(&K) -> bool,
+) -> Vec<K> {
+    let mut decided = std::collections::BTreeSet::new();
+    let mut is_free = |key: &K| {
+        let decides = is_limited(key) || decided.insert(line(key).line.clone());
+        decides && line(key).free
+    };
+    keys.into_iter().filter(|key| is_free(key)).collect()
+}
+
+/// The key of a line; `None` where sshd takes none from it.
+fn read_line(line: &str) -> Option<KeyLine> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return None;
@@ -110,18 +116,21 @@ fn read_line(line: &str) -> Option<(FreeKey, bool)> {
     };
     let options = options_of(options)?;
     let value = |name: &str| options.iter().find(|(option, _)| option == name);
-    if value("cert-authority").is_some() {
+    // Of a certificate alone there are principals.
+    if value("cert-authority").is_some() || value("principals").is_some() {
         return None;
     }
+    let times = options.iter().filter(|(option, _)| option == "expiry-time");
     let mut words = rest.split_whitespace();
     let (algorithm, key) = (words.next()?, words.next()?);
-    let found = FreeKey {
+    let found = KeyLine {
         algorithm: algorithm.to_owned(),
         line: format!("{algorithm} {key}"),
         from: value("from").map(|(_, list)| list.clone()),
-        expires: value("expiry-time").and_then(|(_, time)| Expiry::read(time)),
+        expires: times.filter_map(|(_, time)| Expiry::read(time)).min(),
+        free: value("command").is_none(),
     };
-    is_algorithm(algorithm).then_some((found, value("command").is_none()))
+    is_algorithm(algorithm).then_some(found)
 }
 
 /// Options with their values, names in lower case; those without a value have an empty one. `None` where
@@ -162,6 +171,10 @@ fn is_flag(name: &str) -> bool {
 /// Whether there is such an option, and sshd can read its value.
 fn is_value(name: &str, value: &str) -> bool {
     let is_port = |port: &str| port == "*" || port.parse::<u16>().is_ok_and(|port| port > 0);
+    let is_host = |host: &str| {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        !bare.unwrap_or(host).is_empty() && (bare.is_some() || !host.contains(':'))
+    };
     let port = value.rsplit_once(':');
     match name {
         "command" | "principals" => true,
@@ -170,7 +183,7 @@ fn is_value(name: &str, value: &str) -> bool {
         "environment" => value.split_once('=').is_some_and(|(name, _)| {
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         }),
-        "permitopen" => port.is_some_and(|(host, port)| !host.is_empty() && is_port(port)),
+        "permitopen" => port.is_some_and(|(host, port)| is_host(host) && is_port(port)),
         "permitlisten" => is_port(port.map_or(value, |(_, port)| port)),
         "tunnel" => value.split(':').all(|unit| unit == "any" || unit.parse::<u32>().is_ok()),
         _ => false,
@@ -211,9 +224,12 @@ mod tests {
 
     #[test]
     fn keys_are_found_behind_their_options() {
-        let key = |line: &str| {
-            free_keys([line.as_bytes()]).concat().into_iter().next().map(|key| key.line)
+        let all = |text: &str| {
+            let limited = |key: &KeyLine| key.from.is_some() || key.expires.is_some();
+            let free = free(keys(text.as_bytes()), |key| key, limited);
+            free.into_iter().map(|key| key.line).collect::<Vec<_>>()
         };
+        let key = |line: &str| all(line).into_iter().next();
         let plain = Some("ssh-ed25519 AAAA".to_owned());
         assert_eq!(key("ssh-ed25519 AAAA me@here"), plain);
         assert_eq!(key("no-pty,environment=\"A=\\\"b c\\\"\" ssh-ed25519 AAAA me"), plain);
@@ -221,10 +237,11 @@ mod tests {
         assert_eq!(key("no-pty,Command=\"echo no\" ssh-rsa AAAA"), None);
         assert_eq!(key("cert-authority ssh-rsa AAAA"), None);
         assert_eq!(key("no-pyt ssh-ed25519 AAAA"), None);
-        // The first line of a key decides, in whichever file it stands.
-        let two = [&b"command=\"x\" ssh-ed25519 AAAA"[..], b"ssh-ed25519 AAAA\nssh-ed25519 BBBB"];
-        let found = free_keys(two).concat().into_iter().map(|key| key.line).collect::<Vec<_>>();
-        assert_eq!(found, ["ssh-ed25519 BBBB"]);
+        // The first line of a key decides, unless it is for other places or times.
+        let (tied, plain_line) = ("command=\"x\" ssh-ed25519 AAAA", "ssh-ed25519 AAAA");
+        let next = "ssh-ed25519 BBBB";
+        assert_eq!(all(&format!("{tied}\n{plain_line}\n{next}")), [next]);
+        assert_eq!(all(&format!("from=\"::1\",{tied}\n{plain_line}")), [plain_line]);
         for right in [
             "no-pty,,No-User-RC",
             "permitopen=\"[::1]:80\",permitlisten=\"8080\",tunnel=\"any:1\"",
@@ -241,6 +258,8 @@ mod tests {
             "expiry-time=\"20301301\"",
             "tunnel=\"foo\"",
             "permitopen=\"80\"",
+            "permitopen=\"host:22:33\"",
+            "principals=\"ada\"",
             "permitlisten=\"host:x\"",
             "environment=\"a\"",
             "pty=\"x\"",
@@ -257,9 +276,11 @@ mod tests {
     #[test]
     fn where_and_how_long_a_key_is_taken() {
         let line = "no-pty,from=\"10.0.0.0/8,::1\",expiry-time=\"20300102\" ssh-ed25519 AAAA me";
-        let free_key = |line: &str| read_line(line).unwrap().0;
+        let free_key = |line: &str| read_line(line).unwrap();
         let key = free_key(line);
         assert_eq!(key.from.as_deref(), Some("10.0.0.0/8,::1"));
+        let twice = "expiry-time=\"20990101\",expiry-time=\"20200101\" ssh-ed25519 AAAA";
+        assert_eq!(free_key(twice).expires.unwrap().to_string(), "20200101000000");
         let plain = free_key("ssh-ed25519 AAAA from=\"10.0.0.1\"");
         assert_eq!((plain.from, plain.expires), (None, None));
         let now: jiff::Zoned = "2030-01-02T01:30:00+02:00[+02:00]".parse().unwrap();

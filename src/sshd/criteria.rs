@@ -52,10 +52,27 @@ pub enum Criterion {
     Version(String),
 }
 
+/// Where a connection comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its name, where sshd looks that up (`UseDNS`) and finds one.
+    pub name: Option<String>,
+}
+
+impl From<IpAddr> for Client {
+    fn from(address: IpAddr) -> Self {
+        Self { address, name: None }
+    }
+}
+
 /// The options that make `sshd -T` answer for a user's connection (sshd(8), -C).
-pub fn test_of(user: &str, from: IpAddr, to: SocketAddr) -> [String; 2] {
-    let (from, address, port) = (from.to_canonical(), to.ip().to_canonical(), to.port());
-    let connection = format!("user={user},host={from},addr={from},laddr={address},lport={port}");
+pub fn test_of(user: &str, from: &Client, to: SocketAddr) -> [String; 2] {
+    let (address, port) = (to.ip().to_canonical(), to.port());
+    let client = from.address.to_canonical();
+    let host = from.name.clone().unwrap_or_else(|| client.to_string());
+    let connection = format!("user={user},host={host},addr={client},laddr={address},lport={port}");
     ["-C".to_owned(), connection]
 }
 
@@ -177,10 +194,10 @@ impl Criterion {
             (Self::User(list), Self::User(names)) | (Self::Host(list), Self::Host(names)) => {
                 takes(list, names) || list == names
             }
-            // Everybody has a name, and is in a group.
-            (Self::User(list) | Self::Group(list), _) if list == "*" => true,
+            // Everybody has a name; not everybody is in a group that has one.
+            (Self::User(list), _) if list == "*" => true,
             (Self::Group(list), Self::Group(names)) => {
-                list == names || (!list.contains('!') && takes(list, names))
+                list == names || list == "*" || (!list.contains('!') && takes(list, names))
             }
             _ => self == other,
         }
@@ -249,10 +266,26 @@ fn is_address_listed(address: Option<&str>, list: &str) -> bool {
     address.is_some_and(|address| address_list(Some(address), list) == Some(true))
 }
 
-/// Whether a list of patterns and networks takes a client whose name sshd has not looked up: its name is
-/// its address then (match.c, `match_host_and_ip`).
-pub fn comes_from(address: IpAddr, list: &str) -> bool {
-    is_address_listed(Some(&address.to_canonical().to_string()), &list.to_ascii_lowercase())
+/// Whether a list of patterns and networks takes a client. Where sshd has not looked its name up, that is its
+/// address (match.c, `match_host_and_ip`).
+pub fn comes_from(client: &Client, list: &str) -> bool {
+    let list = list.to_ascii_lowercase();
+    let address = client.address.to_canonical().to_string();
+    let fits = |list: &str| is_address_listed(Some(&address), list);
+    let by_name = client.name.as_ref().and_then(|name| pattern_list(name, &list));
+    let negated: Vec<&str> = list.split(',').filter_map(|item| item.strip_prefix('!')).collect();
+    let ruled_out = by_name == Some(false) || fits(&negated.join(","));
+    is_address_list(&list) && !ruled_out && (by_name == Some(true) || fits(&list))
+}
+
+/// Whether a list of patterns and networks takes nobody, wherever from: it only rules out, or has only names, and
+/// sshd looks none up.
+pub fn takes_nobody(list: &str, by_name: bool) -> bool {
+    let is_name = |item: &str| {
+        item.contains(|c: char| c.is_ascii_alphabetic()) && !item.contains([':', '*', '?'])
+    };
+    let mut items = list.split(',').filter(|item| !item.starts_with('!'));
+    items.all(|item| !by_name && is_name(item))
 }
 
 /// Whether a list of patterns and networks is one that sshd can read.
@@ -427,6 +460,7 @@ mod tests {
             !includes("User ada LocalPort 22", "User ada") && !includes("User *,!bob", "User bob")
         );
         // Who is in `y` may be in `x` too.
+        assert!(includes("Group *", "Group x") && !includes("Group *", "User bob"));
         assert!(!includes("Group *,!x", "Group y") && !includes("User ada", "all"));
     }
 
@@ -444,7 +478,13 @@ mod tests {
         assert_eq!(lists("fd00::1", "fd00::/8"), Some(true));
         assert_eq!(lists("fd00::1", "fd00::1/8"), None);
         assert_eq!(lists("10.1.2.3", "10.1.*"), Some(true));
-        let from = |address: &str, list| comes_from(address.parse().unwrap(), list);
+        let client = |address: &str| Client::from(address.parse::<IpAddr>().unwrap());
+        let from = |address: &str, list| comes_from(&client(address), list);
+        let named = Client { name: Some("a.lab".into()), ..client("10.0.0.1") };
+        assert!(comes_from(&named, "*.LAB") && comes_from(&named, "10.0.0.1,b.lab"));
+        assert!(!comes_from(&named, "10.0.0.1,!*.lab") && !comes_from(&named, "!10.0.0.1,*.lab"));
+        assert!(takes_nobody("!10.0.0.1", true) && takes_nobody("a.lab", false));
+        assert!(!takes_nobody("a.lab", true) && !takes_nobody("a.lab,fe80::1", false));
         assert!(from("::ffff:10.1.2.3", "*.example.org,10.0.0.0/8") && from("FD00::1", "fd00:*"));
         assert!(!from("10.1.2.3", "10.*,!10.1.0.0/16") && !from("10.1.2.3", "*.example.org"));
     }

@@ -9,6 +9,7 @@ mod direct;
 pub mod fault;
 pub mod files;
 pub mod mounts;
+pub mod names;
 pub mod probe;
 pub mod process;
 pub mod service;

@@ -164,20 +164,29 @@ pub fn becomes_root(user: &User) -> bool {
         return true;
     }
     let Some(sudo) = super::find_program(&["/usr/bin/sudo"]) else { return false };
-    let listed = super::Command::new(&sudo).args(["-n", "-l", "-U", &user.name]).run();
-    match listed.ok().and_then(|listed| rule_of(&listed.stdout)) {
-        Some(Rule { free, own }) => free || (own && user.password() == Password::Set),
-        None => false,
-    }
+    let ask = |of: &[&str]| {
+        let asked = super::Command::new(&sudo).args(["-n", "-l", "-U", &user.name]);
+        asked.args(of.iter().copied()).run().ok()
+    };
+    let Some(Rule { free, own, command }) = ask(&[]).and_then(|listed| rule_of(&listed.stdout))
+    else {
+        return false;
+    };
+    // A rule may be over, or for other hosts' sake not count (sudoers(5), NOTAFTER): that sudo knows.
+    let command: Vec<&str> = ["-u", "root"].into_iter().chain(command.split(' ')).collect();
+    let may = || ask(&command).is_some_and(|asked| asked.status == 0);
+    (free || (own && user.password() == Password::Set)) && may()
 }
 
-/// What sudo asks for before it makes somebody root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// By what somebody becomes root, and what sudo asks for before.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Rule {
     /// Nothing.
     free: bool,
     /// The user's own password, not somebody else's.
     own: bool,
+    /// A shell of root's.
+    command: String,
 }
 
 /// The rule by which a user may run everything as root, from `sudo -l`: the last one that fits counts
@@ -195,23 +204,33 @@ fn rule_of(listed: &str) -> Option<Rule> {
         else {
             continue;
         };
-        let user = run_as.split(':').next().unwrap_or(run_as);
-        if !user.split(',').any(|name| matches!(name.trim(), "ALL" | "root")) {
+        if !is_as_root(run_as.split(':').next().unwrap_or(run_as)) {
             continue;
         }
         let free = unasked || commands.contains("NOPASSWD:");
         for command in commands.split(',') {
             let command = command.rsplit(": ").next().unwrap_or(command).trim();
+            let rule = |command: &str| Some(Rule { free, own, command: command.to_owned() });
             match command {
-                "ALL" => found = Some(Rule { free, own }),
+                "ALL" => found = rule("/bin/sh"),
                 "!ALL" => found = None,
-                shell if is_shell(shell) => found = found.or(Some(Rule { free, own })),
+                shell if is_shell(shell) => found = found.or(rule(shell)),
                 denied if denied.strip_prefix('!').is_some_and(is_shell) => found = None,
                 _ => {}
             }
         }
     }
     found
+}
+
+/// Whether a list of users to run something as has root: the last name that fits counts.
+fn is_as_root(users: &str) -> bool {
+    let root = ["ALL", "root", "#0"];
+    let says = |name: &str| match name.trim().strip_prefix('!') {
+        Some(name) => root.contains(&name).then_some(false),
+        None => root.contains(&name.trim()).then_some(true),
+    };
+    users.split(',').filter_map(says).next_back().unwrap_or(false)
 }
 
 /// Whether a command is a shell of root's, with any arguments.
@@ -283,7 +302,8 @@ mod tests {
 
     #[test]
     fn the_last_rule_that_fits_counts() {
-        let rule = |free, own| Some(Rule { free, own });
+        let by = |free, own, command: &str| Some(Rule { free, own, command: command.to_owned() });
+        let rule = |free, own| by(free, own, "/bin/sh");
         assert_eq!(rule_of("    (ALL : ALL) ALL\n"), rule(false, true));
         assert_eq!(rule_of("    (ALL) NOPASSWD: ALL\n    (ALL : ALL) ALL\n"), rule(false, true));
         assert_eq!(rule_of("    (ALL : ALL) ALL\n    (root) NOPASSWD: ALL\n"), rule(true, true));
@@ -291,9 +311,17 @@ mod tests {
         assert_eq!(rule_of("    env_reset, targetpw\n\n    (ALL) ALL\n"), rule(false, false));
         let taken = "    (ALL : ALL) NOPASSWD: ALL\n    (ALL : ALL) !ALL\n";
         assert_eq!(rule_of("    (ALL) NOPASSWD: ALL, !/usr/bin/passwd root\n"), rule(true, true));
-        assert_eq!(rule_of("    (root) NOPASSWD: /usr/bin/id, /usr/bin/su -\n"), rule(true, true));
-        for none in ["(www-data) NOPASSWD: ALL", "(root) /bin/ls", "(ALL) ALL, !/bin/sh", "", taken]
-        {
+        let su = "    (root) NOPASSWD: /usr/bin/id, /usr/bin/su -\n";
+        assert_eq!(rule_of(su), by(true, true, "/usr/bin/su -"));
+        assert_eq!(rule_of("    (www-data, #0) NOPASSWD: ALL\n"), rule(true, true));
+        for none in [
+            "(www-data) NOPASSWD: ALL",
+            "(root) /bin/ls",
+            "(ALL) ALL, !/bin/sh",
+            "(ALL, !root) NOPASSWD: ALL",
+            "",
+            taken,
+        ] {
             assert_eq!(rule_of(none), None, "{none}");
         }
     }

@@ -91,7 +91,8 @@ impl Door<'_> {
         let address = self.asked.from.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
         let of = |admin: &Admin| {
             let name = &admin.user.name;
-            let options = test_of(name, address, (std::net::Ipv4Addr::LOCALHOST, 22).into());
+            let options =
+                test_of(name, &address.into(), (std::net::Ipv4Addr::LOCALHOST, 22).into());
             let options = options.into_iter().chain(self.options.iter().cloned());
             match ask_sshd(Some(&main), &options.collect::<Vec<_>>()) {
                 Verdict::Valid(effective) => effective

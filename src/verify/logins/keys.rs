@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Asked;
-use crate::sshd::authorized_keys;
+use crate::sshd::authorized_keys::{self, KeyLine};
 use crate::sys::users::User;
 use crate::sys::{Command, Files, Result, SysError};
 
@@ -24,9 +24,11 @@ pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<
     let Some(effective) = asked.before.effective.valid() else { return Ok(Vec::new()) };
     let places = authorized_keys::files(effective, &user.name, user.uid, &user.home);
     let texts: Vec<_> = places.iter().filter_map(|place| files.read(place).ok()?).collect();
-    let lines = authorized_keys::free_keys(texts.iter().map(Vec::as_slice)).into_iter().flatten();
+    let lines = texts.iter().flat_map(|text| authorized_keys::keys(text));
+    let is_limited = |key: &KeyLine| key.from.is_some() || key.expires.is_some();
     let mut keys = Vec::new();
-    for (number, key) in lines.take(MOST).enumerate() {
+    let free = authorized_keys::free(lines, |line| line, is_limited);
+    for (number, key) in free.into_iter().take(MOST).enumerate() {
         let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));
         files.scratch(&path, format!("{}\n", key.line).as_bytes())?;
         keys.push(Key { algorithm: key.algorithm, path });

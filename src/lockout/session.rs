@@ -1,0 +1,195 @@
+//! The session in which harden runs: what opened it has to open the next one.
+
+use std::path::Path;
+
+use super::keys::{Key, Keys};
+use super::{Admin, Risk, View};
+use crate::sshd::Effective;
+use crate::sshd::criteria::pattern_list;
+use crate::sys::Command;
+use crate::sys::process::Session;
+use crate::sys::users;
+
+/// The key with which this very session was opened; where sshd has not logged that, any of those it may be.
+pub(super) fn risk(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
+    let session = Session::present()?;
+    let (name, logged) = match opened(&session) {
+        Opened::ByKey(name, key) => (name, Some(key)),
+        Opened::Unknown => (users::operator(), None),
+        Opened::Otherwise => return None,
+    };
+    let known = admins.iter().find(|admin| admin.user.name == name).cloned();
+    let from = Some(session.client.ip());
+    let admin =
+        known.or_else(|| Some(Admin { user: users::named(&name)?, from, listed: false }))?;
+    let (now, then) = (now.of(&admin)?, then.of(&admin)?);
+    let (before, after) = (keys.accepted(&admin, &now), keys.accepted(&admin, &then));
+    let may_be = |key: &&Key| {
+        logged.as_ref().is_none_or(|logged| key.print.fingerprint == logged.fingerprint)
+    };
+    let stays =
+        |key: &&Key| after.iter().any(|other| other.print.fingerprint == key.print.fingerprint);
+    let message = match &logged {
+        Some(key) if !before.iter().any(|other| may_be(&other)) => {
+            let why = unseen_is_lost(keys, key, &now, &then)?;
+            let what = if key.is_certificate() { "certificate" } else { "key" };
+            format!(
+                "the {what} with which {name} opened this session would not be taken any more: {why}"
+            )
+        }
+        _ => {
+            let print = &before.iter().filter(may_be).find(|key| !stays(key))?.print.fingerprint;
+            if logged.is_some() {
+                format!(
+                    "the key with which {name} opened this session would not be taken any more ({print})"
+                )
+            } else {
+                format!(
+                    "the key with which {name} may have opened this session would not be taken any more \
+                     ({print}); which one it was is not in the journal"
+                )
+            }
+        }
+    };
+    let fix =
+        format!("add a key of {name}'s that the plan accepts, and open a session with it first");
+    Some(Risk { message, fix })
+}
+
+/// How a session was opened.
+enum Opened {
+    /// With a key of somebody's.
+    ByKey(String, Logged),
+    /// With something else.
+    Otherwise,
+    /// sshd has not logged it (`LogLevel`).
+    Unknown,
+}
+
+/// How the session in which harden runs was opened: sshd has logged that (`Accepted publickey for ada from
+/// 192.0.2.1 port 4242 ssh2: ED25519 SHA256:…`).
+fn opened(session: &Session) -> Opened {
+    let from = format!(" from {} port {} ", session.client.ip(), session.client.port());
+    let journal = Command::new(Path::new("/usr/bin/journalctl"));
+    let journal = journal.args(["-q", "-b", "-o", "cat", "-t", "sshd", "-t", "sshd-session"]);
+    let said = journal.run().map(|said| said.stdout).unwrap_or_default();
+    let is_it = |line: &&str| line.starts_with("Accepted ") && line.contains(&from);
+    let Some(line) = said.lines().rfind(is_it) else { return Opened::Unknown };
+    let name = line.strip_prefix("Accepted publickey for ").and_then(|rest| rest.split(' ').next());
+    match (name, Logged::read(line)) {
+        (Some(name), Some(key)) => Opened::ByKey(name.to_owned(), key),
+        _ => Opened::Otherwise,
+    }
+}
+
+/// What sshd logs of a key (auth2-pubkey.c, `format_key`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Logged {
+    /// `ED25519`, `RSA-CERT`.
+    kind: String,
+    fingerprint: String,
+    /// Kind and fingerprint of the key that has signed it, where it is a certificate.
+    authority: Option<(String, String)>,
+}
+
+impl Logged {
+    /// Whether it is a certificate.
+    fn is_certificate(&self) -> bool {
+        self.authority.is_some()
+    }
+
+    /// `… ssh2: ED25519-CERT SHA256:… ID ada (serial 0) CA ECDSA SHA256:…`
+    fn read(line: &str) -> Option<Self> {
+        let (_, told) = line.split_once(" ssh2: ")?;
+        let of = |words: &str| {
+            let mut words = words.split(' ').map(str::to_owned);
+            Some((words.next()?, words.next().filter(|word| word.starts_with("SHA256:"))?))
+        };
+        let (kind, fingerprint) = of(told)?;
+        let authority = told.rsplit_once(" CA ").and_then(|(_, authority)| of(authority));
+        Some(Self { kind, fingerprint, authority })
+    }
+}
+
+/// The algorithms with which a key of a kind as sshd logs it may sign.
+fn algorithms(kind: &str) -> Vec<String> {
+    let (plain, suffix) = match kind.strip_suffix("-CERT") {
+        Some(plain) => (plain, "-cert-v01@openssh.com"),
+        None => (kind, ""),
+    };
+    let names: &[&str] = match plain {
+        "ED25519" => &["ssh-ed25519"],
+        "RSA" => &["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"],
+        "ECDSA" => &["ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"],
+        "ED25519-SK" => &["sk-ssh-ed25519"],
+        "ECDSA-SK" => &["sk-ecdsa-sha2-nistp256"],
+        _ => &[],
+    };
+    let at = |name: &&str| match (suffix, name.starts_with("sk-")) {
+        ("", true) => format!("{name}@openssh.com"),
+        _ => format!("{name}{suffix}"),
+    };
+    names.iter().map(at).collect()
+}
+
+/// What a plan takes away from a key that is in no file of its user's: a certificate, or one from
+/// `AuthorizedKeysCommand`.
+fn unseen_is_lost(keys: &Keys, key: &Logged, now: &Effective, then: &Effective) -> Option<String> {
+    let takes = |effective: &Effective, keyword: &str, kind: &str| {
+        let list = effective.get(keyword).join(",");
+        let names = algorithms(kind);
+        list.is_empty()
+            || names.is_empty()
+            || names.iter().any(|name| pattern_list(name, &list) == Some(true))
+    };
+    let loses = |keyword: &str, kind: &str| {
+        let lost = takes(now, keyword, kind) && !takes(then, keyword, kind);
+        lost.then(|| format!("{keyword} does not take {kind}"))
+    };
+    let differs = |keyword: &str| now.get(keyword) != then.get(keyword);
+    let changed = |keywords: &[&str]| {
+        let found = keywords.iter().find(|keyword| differs(keyword))?;
+        Some(format!("{found} changes"))
+    };
+    let by_algorithm = loses("PubkeyAcceptedAlgorithms", &key.kind);
+    let Some((kind, fingerprint)) = &key.authority else {
+        return by_algorithm
+            .or_else(|| changed(&["AuthorizedKeysCommand", "AuthorizedKeysCommandUser"]));
+    };
+    let trusts = |effective: &Effective| {
+        let file = effective.get("trustedusercakeys").first()?;
+        let told = keys.keygen_of(Path::new(file))?;
+        Some(told.split_whitespace().any(|word| word == fingerprint))
+    };
+    let untrusted = || {
+        let lost = trusts(now) == Some(true) && trusts(then) != Some(true);
+        lost.then(|| format!("TrustedUserCAKeys has not the key {fingerprint} that signed it"))
+    };
+    by_algorithm.or_else(|| loses("CASignatureAlgorithms", kind)).or_else(untrusted).or_else(|| {
+        changed(&[
+            "AuthorizedPrincipalsFile",
+            "AuthorizedPrincipalsCommand",
+            "AuthorizedPrincipalsCommandUser",
+        ])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_sshd_logs_of_a_key() {
+        let line = "Accepted publickey for ada from ::1 port 9 ssh2: ED25519-CERT SHA256:a ID x CA y \
+                    (serial 0) CA ECDSA SHA256:b";
+        let key = Logged::read(line).unwrap();
+        let authority = Some(("ECDSA".to_owned(), "SHA256:b".to_owned()));
+        assert_eq!((key.kind.as_str(), key.fingerprint.as_str()), ("ED25519-CERT", "SHA256:a"));
+        assert_eq!(key.authority, authority);
+        let plain = "Accepted publickey for ada from ::1 port 9 ssh2: RSA SHA256:a";
+        assert!(!Logged::read(plain).unwrap().is_certificate());
+        assert_eq!(Logged::read("Accepted password for ada from ::1 port 9 ssh2"), None);
+        assert_eq!(algorithms("ED25519-SK"), ["sk-ssh-ed25519@openssh.com"]);
+        assert_eq!(algorithms("ED25519-CERT"), ["ssh-ed25519-cert-v01@openssh.com"]);
+    }
+}
