@@ -96,9 +96,9 @@ fn listens_as_then(plan: &Plan, then: &Observed, effective: &Effective) -> Resul
         (Some(lost), _) => format!("not listen on {lost}, as it did then"),
         (None, Some(added)) => format!("listen on {added} too"),
     };
-    let by = ["ListenAddress", "Port", "AddressFamily"]
-        .map(|keyword| winner(&plan.candidate, keyword, &then.release))
-        .concat();
+    let by = ["ListenAddress", "Port", "AddressFamily"].into_iter();
+    let mut by = by.map(|keyword| winner(&plan.candidate, keyword, &then.release));
+    let by = by.find(|by| !by.is_empty()).unwrap_or_default();
     Err(Refusal::new(
         "edited-since",
         format!("sshd would {what}{by}"),

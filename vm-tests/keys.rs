@@ -26,7 +26,7 @@ fn what_opened_this_session_is_in_no_file() {
         let machine = with_lines(suite, "TrustedUserCAKeys /etc/ssh/ca.pub\n");
         machine.sh("ssh-keygen -q -t ecdsa -N '' -f ca; cp ca.pub /etc/ssh; cp .ssh/authorized_keys u.pub; \
              ssh-keygen -q -s ca -I adm -n root -V -1h:+1d u.pub; ssh-keygen -q -t ed25519 -N '' -f other; \
-             cp other.pub .ssh/authorized_keys; systemctl restart ssh.service");
+             cp other.pub .ssh/authorized_keys; touch /etc/ssh/revoked; systemctl restart ssh.service");
         machine.present("-cert.pub", &machine.sh("cat u-cert.pub"));
         for (settings, why) in [
             ("{TrustedUserCAKeys: none}", "TrustedUserCAKeys has not the key SHA256:"),
@@ -36,6 +36,7 @@ fn what_opened_this_session_is_in_no_file() {
                 "PubkeyAcceptedAlgorithms does not take ED25519-CERT",
             ),
             ("{AuthorizedPrincipalsFile: /etc/ssh/%u}", "AuthorizedPrincipalsFile changes"),
+            ("{RevokedKeys: /etc/ssh/revoked}", "RevokedKeys changes"),
         ] {
             spec(&machine, settings, "");
             is_refused_there(&machine, "the certificate with which root opened this session");
@@ -47,6 +48,12 @@ fn what_opened_this_session_is_in_no_file() {
         spec(&machine, "{TrustedUserCAKeys: /etc/ssh/new.pub}", "");
         machine.ssh(22, "harden apply -y --confirm probe spec.yaml").code(0);
         machine.ssh(22, "true").code(0);
+        // A line of authorized_keys may name the authority.
+        machine.sh("harden rollback -y; rm /etc/ssh/sshd_config.d/10-own.conf; mkdir /etc/ssh/keys; \
+             cp other.pub /etc/ssh/keys/root; sed 's/^/cert-authority /' ca.pub >> .ssh/authorized_keys; \
+             systemctl restart ssh.service");
+        spec(&machine, "{AuthorizedKeysFile: /etc/ssh/keys/%u}", "");
+        is_refused_there(&machine, "AuthorizedKeysFile changes");
     }
 }
 
@@ -142,8 +149,13 @@ fn passwords_that_nobody_can_give() {
 /// A rule of sudo's that leaves root out, or is over, makes nobody root.
 #[test]
 fn rules_of_sudo_that_make_nobody_root() {
-    let machine = Machine::boot(Suite::Trixie, |_| {});
-    spec(&machine, "{PermitRootLogin: no}", "");
+    for suite in [Suite::Bullseye, Suite::Trixie] {
+        rules_of_sudo(&Machine::boot(suite, |_| {}));
+    }
+}
+
+fn rules_of_sudo(machine: &Machine) {
+    spec(machine, "{PermitRootLogin: no}", "");
     for (rule, code) in [
         ("ALL=(ALL,!root) NOPASSWD: ALL", 1),
         ("ALL=(ALL) NOTAFTER=20200101000000Z NOPASSWD: ALL", 1),

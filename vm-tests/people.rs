@@ -156,6 +156,28 @@ fn everything_of_hardens_is_stopped_and_killed() {
     }
 }
 
+/// Makes the state folder read-only for whoever opens a file there from now on.
+const READ_ONLY: &str = "cd /; mount --bind /var/lib/harden /var/lib/harden; \
+                         mount -o remount,bind,ro /var/lib/harden";
+
+/// What is decided stands, and waits until it can be written down.
+#[test]
+fn a_confirmed_change_and_the_state_folder_becomes_read_only() {
+    let machine = socket_system(Suite::Trixie);
+    before_start(&machine, "grep -rqs \"^Port 2222\" /etc/ssh && sleep 3; true");
+    machine.start_apply("--confirm probe");
+    machine.wait_for("start", "systemctl is-active ssh.service | grep -q activating");
+    machine.sh(READ_ONLY);
+    machine.kill_worker();
+    assert_eq!(machine.background_end(), 5);
+    let log = machine.sh("cat apply.log");
+    assert!(log.contains("cannot go on") && log.contains("read-only"), "{log}");
+    machine.ssh(2222, "true").code(0);
+    machine.sh("umount -l /var/lib/harden");
+    machine.wait_for_the_end();
+    assert_state(&machine, &Want::service(2222));
+}
+
 /// An error on the disk makes the state folder read-only, and the worker dies: what is undecided goes back all the
 /// same, and why it is not over is said.
 #[test]
@@ -163,7 +185,7 @@ fn the_state_folder_becomes_read_only() {
     for suite in [Suite::Bullseye, Suite::Trixie] {
         let mut machine = same_port(suite);
         machine.apply_in_background("300s");
-        machine.sh("cd /; mount --bind /var/lib/harden /var/lib/harden; mount -o remount,bind,ro /var/lib/harden");
+        machine.sh(READ_ONLY);
         machine.kill_worker();
         assert_eq!(machine.background_end(), 5);
         let why = "read-only";

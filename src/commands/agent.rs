@@ -1,6 +1,7 @@
 //! What systemd runs: the worker, the guard, and recovery at boot. They say what they do in
 //! systemd's journal; who follows a transaction reads the transaction's own.
 
+use std::path::Path;
 use std::time::Duration;
 
 use harden::error::{Error, exit};
@@ -8,9 +9,9 @@ use harden::sys::Files;
 use harden::sys::service;
 use harden::sys::systemd::Systemd;
 use harden::transaction::machine::RealMachine;
-use harden::transaction::{Outcome, worker};
+use harden::transaction::{Outcome, STATE, worker};
 
-/// How long one rests that could not go on: what keeps it from that may take hours to mend.
+/// How long one rests that cannot write down what it does: to mend that may take hours.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Does a transaction.
@@ -67,7 +68,9 @@ fn ended(outcome: Result<Outcome, Error>) -> u8 {
         Err(error) => {
             tracing::error!(%error, "to be tried again");
             // systemd starts it again at once.
-            std::thread::sleep(AGAIN);
+            if Files::at("/").is_read_only(Path::new(STATE)) {
+                std::thread::sleep(AGAIN);
+            }
             exit::REFUSED
         }
     }

@@ -100,7 +100,7 @@ fn take_back(machine: &RealMachine, id: &str, records: &[Record]) -> Result<Ende
                 .into());
             }
             Ok(_) => {}
-            // The disk is full. A worker that starts anew without a decision goes back.
+            // The disk is full, or read-only. A worker that starts anew without a decision goes back.
             Err(error) => {
                 tracing::warn!(%error, "starting the worker anew");
                 let _ = machine.kill(&guard::worker_unit(id));

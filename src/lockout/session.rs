@@ -151,10 +151,23 @@ fn unseen_is_lost(keys: &Keys, key: &Logged, now: &Effective, then: &Effective) 
         let found = keywords.iter().find(|keyword| differs(keyword))?;
         Some(format!("{found} changes"))
     };
-    let by_algorithm = loses("PubkeyAcceptedAlgorithms", &key.kind);
+    let bits = |effective: &Effective| {
+        effective.get("requiredrsasize").first().and_then(|bits| bits.parse::<u32>().ok())
+    };
+    // How long it is, sshd does not log.
+    let longer = || {
+        let least =
+            bits(then).filter(|least| key.kind.starts_with("RSA") && Some(*least) > bits(now));
+        least.map(|least| format!("RequiredRSASize rises to {least}"))
+    };
+    let by_itself = loses("PubkeyAcceptedAlgorithms", &key.kind)
+        .or_else(longer)
+        .or_else(|| changed(&["RevokedKeys"]));
     let Some((kind, fingerprint)) = &key.authority else {
-        return by_algorithm
-            .or_else(|| changed(&["AuthorizedKeysCommand", "AuthorizedKeysCommandUser"]));
+        let command = now.get("authorizedkeyscommand").first();
+        let is_by_command = command.is_some_and(|command| command != "none");
+        let changed = || changed(&["AuthorizedKeysCommand", "AuthorizedKeysCommandUser"]);
+        return by_itself.or_else(|| is_by_command.then(changed).flatten());
     };
     let trusts = |effective: &Effective| {
         let file = effective.get("trustedusercakeys").first()?;
@@ -165,13 +178,19 @@ fn unseen_is_lost(keys: &Keys, key: &Logged, now: &Effective, then: &Effective) 
         let lost = trusts(now) == Some(true) && trusts(then) != Some(true);
         lost.then(|| format!("TrustedUserCAKeys has not the key {fingerprint} that signed it"))
     };
-    by_algorithm.or_else(|| loses("CASignatureAlgorithms", kind)).or_else(untrusted).or_else(|| {
-        changed(&[
+    // Else a line of authorized_keys says that its authority is one.
+    let leads_there: &[&str] = match trusts(now) {
+        Some(true) => &[
             "AuthorizedPrincipalsFile",
             "AuthorizedPrincipalsCommand",
             "AuthorizedPrincipalsCommandUser",
-        ])
-    })
+        ],
+        _ => &["AuthorizedKeysFile"],
+    };
+    by_itself
+        .or_else(|| loses("CASignatureAlgorithms", kind))
+        .or_else(untrusted)
+        .or_else(|| changed(leads_there))
 }
 
 #[cfg(test)]

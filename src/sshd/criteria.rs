@@ -282,7 +282,10 @@ pub fn comes_from(client: &Client, list: &str) -> bool {
 /// sshd looks none up.
 pub fn takes_nobody(list: &str, by_name: bool) -> bool {
     let is_name = |item: &str| {
-        item.contains(|c: char| c.is_ascii_alphabetic()) && !item.contains([':', '*', '?'])
+        let beyond_hexadecimal = |c: char| c.is_ascii_alphabetic() && !c.is_ascii_hexdigit();
+        let is_plain = !item.contains([':', '*', '?']);
+        item.contains(beyond_hexadecimal)
+            || (is_plain && item.contains(|c: char| c.is_ascii_alphabetic()))
     };
     let mut items = list.split(',').filter(|item| !item.starts_with('!'));
     items.all(|item| !by_name && is_name(item))
@@ -483,6 +486,7 @@ mod tests {
         let named = Client { name: Some("a.lab".into()), ..client("10.0.0.1") };
         assert!(comes_from(&named, "*.LAB") && comes_from(&named, "10.0.0.1,b.lab"));
         assert!(!comes_from(&named, "10.0.0.1,!*.lab") && !comes_from(&named, "!10.0.0.1,*.lab"));
+        assert!(takes_nobody("*.corp.example", false) && !takes_nobody("fe8*,10.*", false));
         assert!(takes_nobody("!10.0.0.1", true) && takes_nobody("a.lab", false));
         assert!(!takes_nobody("a.lab", true) && !takes_nobody("a.lab,fe80::1", false));
         assert!(from("::ffff:10.1.2.3", "*.example.org,10.0.0.0/8") && from("FD00::1", "fd00:*"));

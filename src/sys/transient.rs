@@ -113,6 +113,8 @@ pub fn start_worker(
 ) -> Result<String> {
     let mut properties = resumed("harden: changes sshd", command);
     properties.push(("OnFailure", Value::Texts(vec![heir.to_owned()])));
+    // Never in place of a shutdown.
+    properties.push(("OnFailureJobMode", text("fail")));
     systemd.start_transient(unit, &properties, None, START)
 }
 

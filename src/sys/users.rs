@@ -172,7 +172,7 @@ pub fn becomes_root(user: &User) -> bool {
     else {
         return false;
     };
-    // A rule may be over, or for other hosts' sake not count (sudoers(5), NOTAFTER): that sudo knows.
+    // Whether a rule is over (sudoers(5), NOTAFTER=) sudo knows.
     let command: Vec<&str> = ["-u", "root"].into_iter().chain(command.split(' ')).collect();
     let may = || ask(&command).is_some_and(|asked| asked.status == 0);
     (free || (own && user.password() == Password::Set)) && may()

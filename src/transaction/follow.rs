@@ -115,15 +115,23 @@ pub fn follow(
         if let Some(outcome) = outcome_of(&records) {
             return Ok(Some(outcome));
         }
+        let decided = || decision::read(files, id).is_ok_and(|stands| stands.is_some());
         if !new.is_empty() {
             (idle, doubts) = (Instant::now(), 0);
         } else if idle.elapsed() > ALIVE {
             idle = Instant::now();
-            doubts = if is_worked_on() { 0 } else { doubts + 1 };
+            let read_only = files.is_read_only(Path::new(STATE));
+            let worked_on = is_worked_on();
+            // Who cannot go on is started again and again.
+            doubts = if worked_on && !(read_only && decided()) { 0 } else { doubts + 1 };
             if doubts > 1 {
-                let cause = "nobody works on the transaction any more".to_owned();
+                let cause = match worked_on {
+                    true => "the transaction cannot go on",
+                    false => "nobody works on the transaction any more",
+                };
+                let cause = cause.to_owned();
                 let mut left = vec![format!("transaction {id}{IS_OPEN}")];
-                if files.is_read_only(Path::new(STATE)) {
+                if read_only {
                     left.push(format!(
                         "its journal cannot be written: the file system of {STATE} is read-only"
                     ));
@@ -132,7 +140,6 @@ pub fn follow(
             }
         }
         let waiting = phase(&records) == Phase::Waiting;
-        let decided = || decision::read(files, id).is_ok_and(|stands| stands.is_some());
         let left = left(&records).filter(|_| waiting && !decided());
         if !watcher.tick(id, left) {
             return Ok(None);

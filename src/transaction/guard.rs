@@ -116,6 +116,7 @@ fn resume_unit(id: &str) -> String {
          Description=harden: ends an interrupted change\n\
          ConditionPathExists={0}\n\
          After={RECOVERY} ssh.service ssh.socket sshd.service sshd.socket\n\
+         IgnoreOnIsolate=yes\n\
          StartLimitIntervalSec=0\n\n\
          [Service]\n\
          Type=exec\n\

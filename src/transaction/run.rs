@@ -75,11 +75,13 @@ impl<'a> Run<'a> {
 
     /// Refuses to go on without a journal: what is done is to be in it.
     pub(super) fn refuse_unwritable(&self) -> Result<(), SysError> {
-        if self.journal.is_writable() {
-            return Ok(());
-        }
+        if self.journal.is_writable() { Ok(()) } else { Err(self.cannot_go_on()) }
+    }
+
+    /// Why: its file system is read-only.
+    pub(super) fn cannot_go_on(&self) -> SysError {
         let what = format!("cannot go on with {}", self.id);
-        Err(SysError::new(what, format!("the file system of {STATE} is read-only")))
+        SysError::new(what, format!("the file system of {STATE} is read-only"))
     }
 
     /// Tells whoever follows.

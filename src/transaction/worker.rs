@@ -1,6 +1,7 @@
 //! The process that does a transaction: a service of systemd's, outside any session. It can die at
 //! any instant; whoever goes on finds in the journal and the decision what there is to do.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::decision::{self, Decision, Verdict};
@@ -10,7 +11,7 @@ use super::lock::Lock;
 use super::machine::{Machine, RealMachine};
 use super::run::{Run, cause_of, limit_of};
 use super::trial::Ended;
-use super::{Outcome, leftovers, permanent, rollback, steps, trial};
+use super::{Outcome, STATE, leftovers, permanent, rollback, steps, trial};
 use crate::error::Error;
 use crate::step::Op;
 use crate::sys::fault::point;
@@ -114,6 +115,10 @@ fn carry_out(run: &mut Run, decision: &Decision) -> Result<Outcome, Error> {
         Err(cause) if run.machine.goes_down() => {
             Err(SysError::new("the system goes down meanwhile", cause).into())
         }
+        // Nor can it be written down that it is taken back: what is decided stands.
+        Err(_) if run.machine.files().is_read_only(Path::new(STATE)) => {
+            Err(run.cannot_go_on().into())
+        }
         Err(cause) => Ok(rollback::run(run, &cause)),
     }
 }
@@ -181,12 +186,14 @@ pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
     if run.outcome().is_some() {
         return Ok(());
     }
-    run.refuse_unwritable()?;
     run.record_if_possible(Record::Taken { boot: machine.boot() });
     point(format_args!("recovery.taken"))?;
     let decision = decision::read(machine.files(), id)?;
     let forward = cause_of(run.records()).is_none()
         && decision.is_some_and(|decision| decision.verdict == Verdict::Commit);
+    if forward {
+        run.refuse_unwritable()?;
+    }
     let put = if forward { forward_files(&mut run) } else { rollback::files(&run) };
     put?;
     point(format_args!("recovery.files"))?;

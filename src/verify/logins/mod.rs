@@ -183,9 +183,14 @@ fn by_address(asked: &Asked) -> Option<String> {
     // Names mean something else where sshd looks them up, or does not any more.
     let names = |reading: &Reading| {
         let globally = reading.globally().ok()?;
-        globally.first_args("UseDNS").first().map(|value| value.to_ascii_lowercase())
+        Some(globally.first_args("UseDNS").first().is_some_and(|is| is.eq_ignore_ascii_case("yes")))
     };
-    let known = if names(&before) == names(&after) { from(&before) } else { Vec::new() };
+    let is_named = |found: &String| match found.rsplit_once('@') {
+        Some((_, host)) => host.contains(|c: char| c.is_ascii_alphabetic() || c == '*'),
+        None => found.to_ascii_lowercase().contains("host "),
+    };
+    let mut known = from(&before);
+    known.retain(|found| names(&before) == names(&after) || !is_named(found));
     if let Some(found) = from(&after).into_iter().find(|found| !known.contains(found)) {
         return Some(format!("whom `{found}` means depends on where they come from or arrive"));
     }
