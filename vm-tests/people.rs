@@ -144,18 +144,6 @@ fn the_worker_is_frozen() {
     assert_over(&mut machine, &Want::service(22));
 }
 
-/// The worker is asked to stop, and its guard with it, then killed on its way back: systemd starts neither again.
-#[test]
-fn everything_of_hardens_is_stopped_and_killed() {
-    for suite in [Suite::Bullseye, Suite::Trixie] {
-        let mut machine = same_port(suite);
-        machine.apply_in_background("300s");
-        machine.sh("systemctl stop --no-block 'harden-*'; pkill -9 -f '[.]harden worker'");
-        ends_within(&machine, Duration::from_secs(20));
-        assert_over(&mut machine, &Want::service(22));
-    }
-}
-
 /// Makes the state folder read-only for whoever opens a file there from now on.
 const READ_ONLY: &str = "cd /; mount --bind /var/lib/harden /var/lib/harden; \
                          mount -o remount,bind,ro /var/lib/harden";

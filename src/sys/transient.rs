@@ -103,19 +103,9 @@ pub fn start_keeper(systemd: &Systemd, unit: &str, command: &[String]) -> Result
 }
 
 /// Starts a service that is started again at once whenever it dies before its work is done, or gives no
-/// sign of life; returns the job's result. Where it was asked to stop and died then, systemd does not start it
-/// again, and starts `heir` instead (systemd.unit(5), OnFailure=).
-pub fn start_worker(
-    systemd: &Systemd,
-    unit: &str,
-    command: &[String],
-    heir: &str,
-) -> Result<String> {
-    let mut properties = resumed("harden: changes sshd", command);
-    properties.push(("OnFailure", Value::Texts(vec![heir.to_owned()])));
-    // Never in place of a shutdown.
-    properties.push(("OnFailureJobMode", text("fail")));
-    systemd.start_transient(unit, &properties, None, START)
+/// sign of life; returns the job's result.
+pub fn start_worker(systemd: &Systemd, unit: &str, command: &[String]) -> Result<String> {
+    systemd.start_transient(unit, &resumed("harden: changes sshd", command), None, START)
 }
 
 fn resumed(description: &str, command: &[String]) -> Vec<Property> {

@@ -112,6 +112,5 @@ fn go_on(machine: &RealMachine, lock: Lock, id: &str) -> Result<(), Error> {
 }
 
 fn start(machine: &RealMachine, id: &str) -> Result<(), SysError> {
-    let worker = run::command(machine, "worker", id);
-    machine.start_worker(&worker_unit(id), &worker, guard::RESUME)
+    machine.start_worker(&worker_unit(id), &run::command(machine, "worker", id))
 }

@@ -172,14 +172,12 @@ impl RealMachine {
         seen
     }
 
-    /// Starts a transient service that does the rest of a transaction, anew where it hangs; `heir` does where it
-    /// is stopped and dies.
+    /// Starts a transient service that does the rest of a transaction, anew where it hangs.
     ///
     /// # Errors
     /// Where systemd does not start it.
-    pub fn start_worker(&self, unit: &str, command: &[String], heir: &str) -> Result<()> {
-        let start = |systemd: &_| transient::start_worker(systemd, unit, command, heir);
-        let result = self.with(start);
+    pub fn start_worker(&self, unit: &str, command: &[String]) -> Result<()> {
+        let result = self.with(|systemd| transient::start_worker(systemd, unit, command));
         // Where the question was put again, the first one may have been heard.
         if result.is_err() && self.unit(unit)?.is_active() {
             return Ok(());
