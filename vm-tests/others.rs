@@ -237,6 +237,7 @@ mod cases {
             machine.exec("harden verify spec.yaml").code(0);
             assert!(before.lives() && during.lives() && through.lives(), "UsePAM {pam}");
             drop((before, during, through));
+            machine.wait_for("end of forwarding", "! ss -Hltn | grep -q 127.0.0.1:900");
             assert_over(&mut machine, &Want::service(2222));
         }
     }
