@@ -16,7 +16,7 @@ use crate::sshd::keywords::{counts_in_match, is_forgotten, same};
 use crate::sshd::reading::Reading;
 use crate::sshd::release::Release;
 use crate::sshd::syntax::read_line;
-use crate::sshd::{ConfigTree, Effective};
+use crate::sshd::{ConfigTree, Effective, options};
 use crate::step::Op;
 use crate::sys::mounts::is_mount_point;
 use crate::sys::{self, Files, Image};
@@ -96,9 +96,12 @@ fn listens_as_then(plan: &Plan, then: &Observed, effective: &Effective) -> Resul
         (Some(lost), _) => format!("not listen on {lost}, as it did then"),
         (None, Some(added)) => format!("listen on {added} too"),
     };
-    let by = ["ListenAddress", "Port", "AddressFamily"].into_iter();
-    let mut by = by.map(|keyword| winner(&plan.candidate, keyword, &then.release));
-    let by = by.find(|by| !by.is_empty()).unwrap_or_default();
+    let decide = ["ListenAddress", "Port", "AddressFamily"].map(str::to_owned);
+    let mut lines = decide.iter().map(|keyword| winner(&plan.candidate, keyword, &then.release));
+    let by = match options::parse(&plan.options).into_iter().find(|one| one.sets_any(&decide)) {
+        Some(option) => format!(" (`{}` on sshd's command line)", option.words.join(" ")),
+        None => lines.find(|by| !by.is_empty()).unwrap_or_default(),
+    };
     Err(Refusal::new(
         "edited-since",
         format!("sshd would {what}{by}"),

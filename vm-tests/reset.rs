@@ -121,6 +121,26 @@ fn the_clock_is_set_while_it_waits() {
     assert_eq!(vm.sh(STATE), old);
 }
 
+/// An error of the disk makes it read-only while a confirmed change becomes permanent: what is decided waits until it
+/// can be written down, and is done then.
+#[test]
+fn the_disk_becomes_read_only_after_the_decision() {
+    let vm = Vm::boot("read-only");
+    vm.sh(
+        "mkdir -p /etc/systemd/system/ssh.service.d; printf '[Service]\\nExecStartPre=/bin/sh -c \"grep -rqs ^Port.2222 \
+         /etc/ssh && sleep 9; true\"\\n' > /etc/systemd/system/ssh.service.d/own.conf; systemctl daemon-reload; \
+         setsid harden apply -y --confirm probe spec.yaml > /run/apply.log 2>&1 < /dev/null & \
+         for i in $(seq 300); do [ $(systemctl is-active ssh.service) = activating ] && break; sleep 0.1; done; \
+         echo u > /proc/sysrq-trigger; sleep 2; ! touch /var/lib/harden/new 2> /dev/null",
+    );
+    vm.sh("for i in $(seq 60); do grep -q read-only /run/apply.log && exit; sleep 1; done; cat /run/apply.log; exit 1");
+    assert!(vm.sh("harden status").contains("permanent"));
+    vm.sh("mount -o remount,rw /");
+    wait_for_the_end(&vm);
+    assert!(vm.sh("harden history | head -n 1").contains("applied"));
+    vm.ssh(2222, "harden verify spec.yaml").ok();
+}
+
 #[test]
 #[ignore = "long: run it with vm-tests/campaign"]
 fn a_hundred_power_cuts() {

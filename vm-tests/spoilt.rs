@@ -122,7 +122,7 @@ fn where_sshd_listens_after_a_rollback() {
             "1i ListenAddress 127.0.0.1",
             "as it did then (/etc/ssh/sshd_config:1",
         ),
-        ("/etc/default/ssh", "$ a SSHD_OPTS=\"-p 2300\"", ":22, as it did then"),
+        ("/etc/default/ssh", "$ a SSHD_OPTS=\"-p 2300\"", "`-p 2300` on sshd's"),
     ];
     for (path, edit, why) in edits {
         machine.sh(&format!("cp -a {path} kept; sed -i '{edit}' {path}"));

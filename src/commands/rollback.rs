@@ -60,11 +60,8 @@ fn rolled_back(args: &RollbackArgs, format: Format) -> Result<Ended, Error> {
     }
     let ToUndo { id, records, is_last } = to_undo(&files, args.id.as_deref())?;
     let observed = at_rest(Ahead::ask(), Ahead::ask, |ahead| machine.observe_with(ahead))?;
-    let plan = plan_undo(&files, &id, &records, is_last, &observed)?;
     validate::answers(&observed)?;
-    if let Some(Record::Begin { before, .. }) = records.first() {
-        validate::leads_back(&files, &plan, before)?;
-    }
+    let plan = plan_undo(&files, &id, &records, is_last, &observed)?;
     show(&observed, &plan, &args.terms, format)?;
     if !args.terms.yes {
         terminal::ask()?;
@@ -226,5 +223,6 @@ fn plan_undo(
         )
         .into());
     }
+    validate::leads_back(files, &plan, before)?;
     Ok(plan)
 }

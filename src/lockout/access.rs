@@ -157,9 +157,14 @@ fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
     None
 }
 
+/// Whether sshd looks up the names of clients.
+pub(super) fn looks_up_names(effective: &Effective) -> bool {
+    is(effective, "usedns", "yes")
+}
+
 /// Where somebody comes from, with the name that sshd would find.
 pub(super) fn client(from: IpAddr, effective: &Effective) -> Client {
-    let name = is(effective, "usedns", "yes").then(|| names::of(from)).flatten();
+    let name = looks_up_names(effective).then(|| names::of(from)).flatten();
     Client { address: from, name }
 }
 
@@ -198,8 +203,15 @@ fn root(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
 
 /// Whether a configuration takes passwords at all.
 pub(super) fn takes_passwords(effective: &Effective) -> bool {
-    is(effective, "passwordauthentication", "yes")
-        || (is(effective, "kbdinteractiveauthentication", "yes") && !is(effective, "usepam", "no"))
+    ["password", "keyboard-interactive"].iter().any(|method| is_on(method, effective))
+}
+
+/// Whether a method that asks for a password is on; on the keyboard only PAM asks.
+fn is_on(method: &str, effective: &Effective) -> bool {
+    match method {
+        "password" => is(effective, "passwordauthentication", "yes"),
+        _ => is(effective, "kbdinteractiveauthentication", "yes") && is(effective, "usepam", "yes"),
+    }
 }
 
 /// A key, a password, or something that cannot be seen from here.
@@ -262,47 +274,50 @@ fn lacks(method: &str, admin: &Admin, effective: &Effective, keys: &Keys) -> Opt
             let (why, fix) = keys.obstacle(admin, effective)?;
             because(why, fix)
         }
-        "password" | "keyboard-interactive" => {
-            let pam = is(effective, "usepam", "yes");
-            // Only PAM asks on the keyboard.
-            let is_on = match method {
-                "password" => is(effective, "passwordauthentication", "yes"),
-                _ => is(effective, "kbdinteractiveauthentication", "yes") && pam,
-            };
-            if !is_on {
-                return because(
-                    format!("AuthenticationMethods asks for {method}, which is switched off"),
-                    if method == "password" {
-                        "leave PasswordAuthentication on, or AuthenticationMethods alone"
-                    } else {
-                        "leave KbdInteractiveAuthentication and UsePAM on, or AuthenticationMethods alone"
-                    },
-                );
-            }
-            if admin.user.uid == 0 && !is(effective, "permitrootlogin", "yes") {
-                let value = value(effective, "permitrootlogin");
-                return because(
-                    format!(
-                        "AuthenticationMethods asks for {method}, and PermitRootLogin {value} takes none of root's"
-                    ),
-                    "set PermitRootLogin to yes, or leave AuthenticationMethods alone for root",
-                );
-            }
-            // Passwords that cannot be seen from here.
-            if admin.user.password() == Password::Set || (pam && pam::is_beyond_sight(keys.files)) {
-                return None;
-            }
-            because(
-                format!("AuthenticationMethods asks for a password, which {name} has not got"),
-                format!("passwd {name}, or leave AuthenticationMethods alone"),
-            )
-        }
+        "password" | "keyboard-interactive" => no_password(method, admin, effective, keys),
         "none" => because(
             "AuthenticationMethods none takes empty passwords alone",
             "leave AuthenticationMethods alone",
         ),
         _ => None,
     }
+}
+
+/// Why a user has no password to give.
+fn no_password(
+    method: &str,
+    admin: &Admin,
+    effective: &Effective,
+    keys: &Keys,
+) -> Option<Obstacle> {
+    let name = &admin.user.name;
+    if !is_on(method, effective) {
+        let keywords = match method {
+            "password" => "PasswordAuthentication",
+            _ => "KbdInteractiveAuthentication and UsePAM",
+        };
+        return because(
+            format!("AuthenticationMethods asks for {method}, which is switched off"),
+            format!("leave {keywords} on, or AuthenticationMethods alone"),
+        );
+    }
+    let value = value(effective, "permitrootlogin");
+    if admin.user.uid == 0 && value != "yes" {
+        return because(
+            format!(
+                "AuthenticationMethods asks for {method}, and PermitRootLogin {value} takes none of root's"
+            ),
+            "set PermitRootLogin to yes, or leave AuthenticationMethods alone for root",
+        );
+    }
+    let is_unseen = || is(effective, "usepam", "yes") && pam::is_beyond_sight(keys.files);
+    if admin.user.password() == Password::Set || is_unseen() {
+        return None;
+    }
+    because(
+        format!("AuthenticationMethods asks for a password, which {name} has not got"),
+        format!("passwd {name}, or leave AuthenticationMethods alone"),
+    )
 }
 
 /// A command in place of a shell, or no session at all.

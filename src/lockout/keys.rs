@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::Admin;
-use super::access::client;
+use super::access::{client, looks_up_names};
 use crate::sshd::Effective;
 use crate::sshd::authorized_keys::{self, KeyLine};
 use crate::sshd::criteria::{comes_from, pattern_list, takes_nobody};
@@ -275,9 +275,8 @@ fn limit(key: &Key, admin: &Admin, effective: &Effective) -> Option<(String, Str
         return Some((why, format!("put another key there, or change expiry-time in {path}")));
     }
     let list = from.as_ref()?;
-    let by_name = effective.get("usedns").first().is_some_and(|value| value == "yes");
     let fix = format!("widen from= in {path}, or put another key there");
-    if takes_nobody(list, by_name) {
+    if takes_nobody(list, looks_up_names(effective)) {
         let why = format!("from={list} of {name}'s key in {path} takes nobody");
         return Some((why, fix));
     }

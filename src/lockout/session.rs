@@ -78,7 +78,9 @@ fn opened(session: &Session) -> Opened {
     let name = line.strip_prefix("Accepted publickey for ").and_then(|rest| rest.split(' ').next());
     match (name, Logged::read(line)) {
         (Some(name), Some(key)) => Opened::ByKey(name.to_owned(), key),
-        _ => Opened::Otherwise,
+        // `FingerprintHash md5`.
+        (Some(_), None) => Opened::Unknown,
+        (None, _) => Opened::Otherwise,
     }
 }
 

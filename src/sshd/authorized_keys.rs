@@ -27,6 +27,13 @@ pub struct KeyLine {
     pub free: bool,
 }
 
+impl KeyLine {
+    /// Whether it is for some places or for some time alone.
+    pub fn is_limited(&self) -> bool {
+        self.from.is_some() || self.expires.is_some()
+    }
+}
+
 /// The end of a key's time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Expiry {
@@ -90,9 +97,9 @@ pub fn keys(text: &[u8]) -> Vec<KeyLine> {
 
 /// Leaves those that may open a session of the user's choice. Of several lines with one key the first decides that
 /// is not limited to other places or times than these.
-pub fn free<'k, K>(
+pub fn free<K>(
     keys: impl IntoIterator<Item = K>,
-    line: impl Fn(&K) -> &KeyLine + 'k,
+    line: impl Fn(&K) -> &KeyLine,
     is_limited: impl Fn(&K) -> bool,
 ) -> Vec<K> {
     let mut decided = std::collections::BTreeSet::new();
@@ -225,8 +232,7 @@ mod tests {
     #[test]
     fn keys_are_found_behind_their_options() {
         let all = |text: &str| {
-            let limited = |key: &KeyLine| key.from.is_some() || key.expires.is_some();
-            let free = free(keys(text.as_bytes()), |key| key, limited);
+            let free = free(keys(text.as_bytes()), |key| key, KeyLine::is_limited);
             free.into_iter().map(|key| key.line).collect::<Vec<_>>()
         };
         let key = |line: &str| all(line).into_iter().next();

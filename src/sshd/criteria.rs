@@ -173,6 +173,11 @@ impl Criterion {
         )
     }
 
+    /// Whether it asks for the client's name.
+    pub fn asks_for_name(&self) -> bool {
+        matches!(self, Self::Host(_))
+    }
+
     /// Whether it asks where the connection arrives.
     pub fn asks_for_arrival(&self) -> bool {
         matches!(self, Self::LocalAddress(_) | Self::LocalPort(_))
@@ -462,8 +467,8 @@ mod tests {
         assert!(
             !includes("User ada LocalPort 22", "User ada") && !includes("User *,!bob", "User bob")
         );
-        // Who is in `y` may be in `x` too.
         assert!(includes("Group *", "Group x") && !includes("Group *", "User bob"));
+        // Who is in `y` may be in `x` too.
         assert!(!includes("Group *,!x", "Group y") && !includes("User ada", "all"));
     }
 

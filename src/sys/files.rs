@@ -119,23 +119,6 @@ mod bytes {
     }
 }
 
-fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut options = fs::OpenOptions::new();
-    let mut file = options.read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
-    let meta = file.metadata()?;
-    let kind = meta.file_type();
-    let mut content = Vec::new();
-    if kind.is_file() || kind.is_dir() {
-        file.read_to_end(&mut content)?;
-    } else if meta.rdev() != NULL {
-        return Err(std::io::Error::other("it is no regular file"));
-    }
-    Ok(content)
-}
-
-/// The number of /dev/null (null(4)).
-const NULL: u64 = nix::sys::stat::makedev(1, 3);
-
 /// The file system below one root folder: `/` on a host, a temporary folder in a test.
 #[derive(Debug, Clone)]
 pub struct Files {
@@ -502,6 +485,23 @@ fn apply_meta(real: &Path, meta: &Meta) -> std::io::Result<()> {
         xattr::set(real, name, value)?;
     }
     fs::set_permissions(real, fs::Permissions::from_mode(meta.mode))
+}
+
+/// The number of /dev/null (null(4)).
+const NULL: u64 = nix::sys::stat::makedev(1, 3);
+
+fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    let meta = file.metadata()?;
+    let kind = meta.file_type();
+    let mut content = Vec::new();
+    if kind.is_file() || kind.is_dir() {
+        file.read_to_end(&mut content)?;
+    } else if meta.rdev() != NULL {
+        return Err(std::io::Error::other("it is no regular file"));
+    }
+    Ok(content)
 }
 
 /// Extended attributes; a file system without them has none.

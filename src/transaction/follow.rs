@@ -125,18 +125,16 @@ pub fn follow(
             // Who cannot go on is started again and again.
             doubts = if worked_on && !(read_only && decided()) { 0 } else { doubts + 1 };
             if doubts > 1 {
-                let cause = match worked_on {
-                    true => "the transaction cannot go on",
-                    false => "nobody works on the transaction any more",
+                let cause = if worked_on {
+                    "the transaction cannot go on"
+                } else {
+                    "nobody works on the transaction any more"
                 };
-                let cause = cause.to_owned();
                 let mut left = vec![format!("transaction {id}{IS_OPEN}")];
                 if read_only {
-                    left.push(format!(
-                        "its journal cannot be written: the file system of {STATE} is read-only"
-                    ));
+                    left.push(format!("its journal cannot be written: {}", journal::read_only()));
                 }
-                return Ok(Some(Outcome::NeedsOperator { cause, left }));
+                return Ok(Some(Outcome::NeedsOperator { cause: cause.to_owned(), left }));
             }
         }
         let waiting = phase(&records) == Phase::Waiting;

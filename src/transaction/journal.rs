@@ -162,7 +162,9 @@ pub struct Terms {
 }
 
 /// Why a journal takes no records.
-const READ_ONLY: &str = "its file system is read-only";
+pub(super) fn read_only() -> String {
+    format!("the file system of {STATE} is read-only")
+}
 
 /// A journal that is being written.
 #[derive(Debug)]
@@ -181,17 +183,22 @@ impl Journal {
             files.sync_folder(above)?;
         }
         let id = new_id(files)?;
-        let file = files.append(&path(&id))?;
-        let mut journal = Self { file: Some(file.try_clone().map_err(cannot_write)?), id };
+        let mut journal = Self { file: Some(files.append(&path(&id))?), id };
         journal.write(begin)?;
+        journal.reserve();
+        files.sync_folder(folder)?;
+        Ok(journal)
+    }
+
+    /// Keeps room for what is still to come.
+    fn reserve(&self) {
+        let Some(file) = &self.file else { return };
         let length = file.metadata().map_or(0, |meta| meta.len());
         let flags = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let from = i64::try_from(length).unwrap_or_default();
-        if let Err(error) = nix::fcntl::fallocate(&file, flags, from, RESERVE) {
+        if let Err(error) = nix::fcntl::fallocate(file, flags, from, RESERVE) {
             tracing::debug!(%error, "no room is kept for the journal");
         }
-        files.sync_folder(folder)?;
-        Ok(journal)
     }
 
     /// Opens the journal of an earlier transaction to go on with it; on a file system that has become read-only
@@ -203,16 +210,11 @@ impl Journal {
             file => file.ok(),
         };
         let mut journal = Self { id, file };
-        if journal.is_writable() {
+        if journal.file.is_some() {
             // A torn tail has no line end; what comes next must not be glued to it.
             journal.put(b"\n")?;
         }
         Ok(journal)
-    }
-
-    /// Whether it takes records.
-    pub fn is_writable(&self) -> bool {
-        self.file.is_some()
     }
 
     /// The transaction's id.
@@ -237,7 +239,7 @@ impl Journal {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), SysError> {
-        let Some(file) = &mut self.file else { return Err(cannot_write(READ_ONLY)) };
+        let Some(file) = &mut self.file else { return Err(cannot_write(read_only())) };
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(cannot_write)
     }
 }

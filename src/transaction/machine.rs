@@ -7,7 +7,6 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::on_demand;
 use crate::error::Error;
 use crate::observe::{self, Ahead, Observed, PRIVSEP};
 use crate::step::Expectation;
@@ -388,27 +387,14 @@ impl Machine for RealMachine {
     }
 
     fn await_listeners(&self, expect: &Expectation, limit: Duration) -> Result<()> {
-        let limit = limit.min(LISTENERS);
-        let mut deadline = Instant::now() + limit;
-        let mut is_on_demand = true;
+        let deadline = Instant::now() + limit.min(LISTENERS);
         loop {
             let observed =
                 self.observe().map_err(|error| SysError::new("cannot look at the host", error))?;
             let missing = verify::missing(expect, &observed);
             let (what, faults, pause) = if missing.is_empty() {
-                is_on_demand &= observed.socket.name == expect.owner;
-                let mut started = Ok(());
-                if is_on_demand {
-                    started = on_demand::starts(self, &observed);
-                    is_on_demand = started.is_err();
-                    deadline = if is_on_demand { deadline } else { Instant::now() + limit };
-                }
-                let (faults, notes) = match started {
-                    Ok(()) => verify::answers(&self.files, expect, &observed).map_err(|error| {
-                        SysError::new("cannot speak to the new listener", error)
-                    })?,
-                    Err(error) => (vec![error.to_string()], Vec::new()),
-                };
+                let (faults, notes) = verify::answers(&self.files, expect, &observed)
+                    .map_err(|error| SysError::new("cannot speak to the new listener", error))?;
                 for note in notes {
                     tracing::warn!("{note}");
                 }

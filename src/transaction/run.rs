@@ -73,15 +73,12 @@ impl<'a> Run<'a> {
         self.records.push(record);
     }
 
-    /// Refuses to go on without a journal: what is done is to be in it.
-    pub(super) fn refuse_unwritable(&self) -> Result<(), SysError> {
-        if self.journal.is_writable() { Ok(()) } else { Err(self.cannot_go_on()) }
-    }
-
-    /// Why: its file system is read-only.
-    pub(super) fn cannot_go_on(&self) -> SysError {
-        let what = format!("cannot go on with {}", self.id);
-        SysError::new(what, format!("the file system of {STATE} is read-only"))
+    /// Refuses to go on where nothing can be written down any more: what is decided waits.
+    pub(super) fn refuse_read_only(&self) -> Result<(), SysError> {
+        if !self.machine.files().is_read_only(Path::new(STATE)) {
+            return Ok(());
+        }
+        Err(SysError::new(format!("cannot go on with {}", self.id), journal::read_only()))
     }
 
     /// Tells whoever follows.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::journal::Record;
 use super::machine::Machine;
 use super::run::Run;
-use super::{along, bridge};
+use super::{along, bridge, on_demand};
 use crate::step::{Op, Role, Step};
 use crate::sys::fault::point;
 use crate::sys::{Image, Result, SysError};
@@ -149,7 +149,10 @@ fn perform(run: &mut Run, op: &Op, left: Duration) -> Result<()> {
             machine.forgive(unit);
             Ok(())
         }
-        Op::AwaitListeners => machine.await_listeners(&run.expect, left),
+        Op::AwaitListeners => {
+            start_behind_socket(run);
+            machine.await_listeners(&run.expect, left)
+        }
         Op::End(process) => machine.end(process),
         Op::Listen(wanted) => {
             let listener = bridge::listen(run, wanted)?;
@@ -159,6 +162,18 @@ fn perform(run: &mut Run, op: &Op, left: Duration) -> Result<()> {
             Ok(())
         }
         Op::Silence(role) => bridge::silence(run, *role),
+    }
+}
+
+/// Has the sshd behind the new socket start: that may take longer than an answer may. Whether it answers then is
+/// what counts.
+fn start_behind_socket(run: &Run) {
+    let Ok(now) = run.observe() else { return };
+    if now.socket.name != run.expect.owner {
+        return;
+    }
+    if let Err(error) = on_demand::starts(run.machine, &now) {
+        tracing::warn!(%error, "behind the new socket");
     }
 }
 

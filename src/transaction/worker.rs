@@ -1,7 +1,6 @@
 //! The process that does a transaction: a service of systemd's, outside any session. It can die at
 //! any instant; whoever goes on finds in the journal and the decision what there is to do.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::decision::{self, Decision, Verdict};
@@ -11,7 +10,7 @@ use super::lock::Lock;
 use super::machine::{Machine, RealMachine};
 use super::run::{Run, cause_of, limit_of};
 use super::trial::Ended;
-use super::{Outcome, STATE, leftovers, permanent, rollback, steps, trial};
+use super::{Outcome, leftovers, permanent, rollback, steps, trial};
 use crate::error::Error;
 use crate::step::Op;
 use crate::sys::fault::point;
@@ -72,10 +71,6 @@ fn work_locked(machine: &dyn Machine, id: &str, _lock: &Lock) -> Result<Outcome,
         return Ok(rollback::run(&mut run, &cause));
     }
     let decision = match decision::read(machine.files(), id)? {
-        Some(decision) if decision.verdict == Verdict::Commit => {
-            run.refuse_unwritable()?;
-            decision
-        }
         Some(decision) => decision,
         None if taken_before || run.terms.is_none() => {
             let why = "it was interrupted before anybody had confirmed";
@@ -106,6 +101,7 @@ fn carry_out(run: &mut Run, decision: &Decision) -> Result<Outcome, Error> {
     if decision.verdict == Verdict::Rollback {
         return Ok(rollback::run(run, &decision.why));
     }
+    run.refuse_read_only()?;
     match permanent::make(run) {
         Ok(()) => {
             guard::close(run, "applied", None)?;
@@ -115,11 +111,11 @@ fn carry_out(run: &mut Run, decision: &Decision) -> Result<Outcome, Error> {
         Err(cause) if run.machine.goes_down() => {
             Err(SysError::new("the system goes down meanwhile", cause).into())
         }
-        // Nor can it be written down that it is taken back: what is decided stands.
-        Err(_) if run.machine.files().is_read_only(Path::new(STATE)) => {
-            Err(run.cannot_go_on().into())
+        Err(cause) => {
+            // Nor could it be written down that it is taken back: what is decided stands.
+            run.refuse_read_only()?;
+            Ok(rollback::run(run, &cause))
         }
-        Err(cause) => Ok(rollback::run(run, &cause)),
     }
 }
 
@@ -192,7 +188,7 @@ pub fn recover(machine: &dyn Machine, id: &str) -> Result<(), Error> {
     let forward = cause_of(run.records()).is_none()
         && decision.is_some_and(|decision| decision.verdict == Verdict::Commit);
     if forward {
-        run.refuse_unwritable()?;
+        run.refuse_read_only()?;
     }
     let put = if forward { forward_files(&mut run) } else { rollback::files(&run) };
     put?;

@@ -25,9 +25,8 @@ pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<
     let places = authorized_keys::files(effective, &user.name, user.uid, &user.home);
     let texts: Vec<_> = places.iter().filter_map(|place| files.read(place).ok()?).collect();
     let lines = texts.iter().flat_map(|text| authorized_keys::keys(text));
-    let is_limited = |key: &KeyLine| key.from.is_some() || key.expires.is_some();
     let mut keys = Vec::new();
-    let free = authorized_keys::free(lines, |line| line, is_limited);
+    let free = authorized_keys::free(lines, |line| line, KeyLine::is_limited);
     for (number, key) in free.into_iter().take(MOST).enumerate() {
         let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));
         files.scratch(&path, format!("{}\n", key.line).as_bytes())?;

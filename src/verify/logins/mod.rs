@@ -174,29 +174,32 @@ fn by_address(asked: &Asked) -> Option<String> {
     // sshd has accepted both.
     let read = |tree| Reading::new(tree, asked.before.release.clone()).ok();
     let (before, after) = (read(&asked.before.config)?, read(&asked.candidate)?);
-    let from = |reading: &Reading| {
+    let by_place = |reading: &Reading, is_it: fn(&Criterion) -> bool| {
         let lists = ["AllowUsers", "DenyUsers"].map(|list| reading.everywhere(list));
         let patterns = lists.into_iter().flatten().flat_map(|line| &line.args);
         let patterns = patterns.filter(|arg| arg.contains('@')).cloned();
-        patterns.chain(deciding(reading, Criterion::asks_for_address)).collect::<Vec<_>>()
+        patterns.chain(deciding(reading, is_it)).collect::<Vec<_>>()
     };
     // Names mean something else where sshd looks them up, or does not any more.
-    let names = |reading: &Reading| {
-        let globally = reading.globally().ok()?;
-        Some(globally.first_args("UseDNS").first().is_some_and(|is| is.eq_ignore_ascii_case("yes")))
+    let known = if looks_up_names(&before) == looks_up_names(&after) {
+        by_place(&before, Criterion::asks_for_address)
+    } else {
+        deciding(&before, |criterion| criterion.asks_for_address() && !criterion.asks_for_name())
     };
-    let is_named = |found: &String| match found.rsplit_once('@') {
-        Some((_, host)) => host.contains(|c: char| c.is_ascii_alphabetic() || c == '*'),
-        None => found.to_ascii_lowercase().contains("host "),
-    };
-    let mut known = from(&before);
-    known.retain(|found| names(&before) == names(&after) || !is_named(found));
-    if let Some(found) = from(&after).into_iter().find(|found| !known.contains(found)) {
+    let mut found = by_place(&after, Criterion::asks_for_address).into_iter();
+    if let Some(found) = found.find(|found| !known.contains(found)) {
         return Some(format!("whom `{found}` means depends on where they come from or arrive"));
     }
     let found = deciding(&after, Criterion::asks_for_arrival).into_iter().next();
     let found = found.filter(|_| asked.moves)?;
     Some(format!("whom `{found}` means depends on where they arrive, and that changes"))
+}
+
+fn looks_up_names(reading: &Reading) -> bool {
+    let globally = reading.globally();
+    globally.is_ok_and(|all| {
+        all.first_args("UseDNS").first().is_some_and(|is| is.eq_ignore_ascii_case("yes"))
+    })
 }
 
 /// Lines that decide who gets in and stand in a Match block with such a criterion.
