@@ -171,3 +171,17 @@ fn rules_of_sudo(machine: &Machine) {
         assert!(code == 0 || unwrapped(&planned).contains("root could not log in"), "{planned:?}");
     }
 }
+
+/// A sudo that speaks to terminals alone: neither the plan nor the service that applies it has one.
+#[test]
+fn a_sudo_that_wants_a_terminal() {
+    for suite in [Suite::Bookworm, Suite::Trixie] {
+        let machine = Machine::boot(suite, |_| {});
+        spec(&machine, "{PermitRootLogin: no}", "");
+        machine.sh("echo 'Defaults requiretty' > /etc/sudoers.d/terminal");
+        machine.apply().code(0);
+        machine.sh("sshd -T | grep -x 'permitrootlogin no'");
+        machine.ssh_as("deploy", 22, "true").ok();
+        machine.ssh(22, "true").code(255);
+    }
+}

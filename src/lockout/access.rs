@@ -1,14 +1,13 @@
 //! What keeps a user out under a configuration, as sshd(8) would check it (auth.c, `allowed_user`).
 
-use std::net::IpAddr;
 use std::path::Path;
 
 use super::keys::Keys;
-use super::{Admin, host_keys, pam};
+use super::{Admin, client, host_keys, pam};
 use crate::sshd::Effective;
-use crate::sshd::criteria::{Client, comes_from, fits};
+use crate::sshd::criteria::{comes_from, fits};
 use crate::sys::users::{self, Aged, Password};
-use crate::sys::{self, names};
+use crate::sys::{self, command::shell_word};
 
 /// While it is there, only root comes in (nologin(5)). The one below /run is the boot's, and goes.
 const NO_LOGIN: &str = "/etc/nologin";
@@ -149,23 +148,12 @@ fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
         return because(
             format!("in no group of AllowGroups ({})", allowed.join(" ")),
             match group {
-                Some(group) => format!("usermod -aG {} {name}", for_shell(group)),
+                Some(group) => format!("usermod -aG {} {name}", shell_word(group)),
                 None => format!("create the group, with {name} in it, or correct AllowGroups"),
             },
         );
     }
     None
-}
-
-/// Whether sshd looks up the names of clients.
-pub(super) fn looks_up_names(effective: &Effective) -> bool {
-    is(effective, "usedns", "yes")
-}
-
-/// Where somebody comes from, with the name that sshd would find.
-pub(super) fn client(from: IpAddr, effective: &Effective) -> Client {
-    let name = looks_up_names(effective).then(|| names::of(from)).flatten();
-    Client { address: from, name }
 }
 
 /// Whether a pattern takes a user, with where the user comes from behind an `@` (auth.c, `match_user`);
@@ -182,11 +170,6 @@ fn takes_user(admin: &Admin, pattern: &str, effective: &Effective) -> Option<boo
         return Some(true);
     }
     Some(comes_from(&client(admin.from?, effective), host))
-}
-
-/// A name as a shell reads it.
-fn for_shell(name: &str) -> String {
-    if name.contains(' ') { format!("'{name}'") } else { name.to_owned() }
 }
 
 fn root(admin: &Admin, effective: &Effective) -> Option<Obstacle> {

@@ -5,8 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::Admin;
-use super::access::{client, looks_up_names};
+use super::{Admin, client};
 use crate::sshd::Effective;
 use crate::sshd::authorized_keys::{self, KeyLine};
 use crate::sshd::criteria::{comes_from, pattern_list, takes_nobody};
@@ -276,7 +275,7 @@ fn limit(key: &Key, admin: &Admin, effective: &Effective) -> Option<(String, Str
     }
     let list = from.as_ref()?;
     let fix = format!("widen from= in {path}, or put another key there");
-    if takes_nobody(list, looks_up_names(effective)) {
+    if takes_nobody(list, effective.looks_up_names()) {
         let why = format!("from={list} of {name}'s key in {path} takes nobody");
         return Some((why, fix));
     }

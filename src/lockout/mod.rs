@@ -30,7 +30,7 @@ use crate::sshd::keywords::same;
 use crate::sshd::syntax::parse_line;
 use crate::sys::process::Session;
 use crate::sys::users::{self, User};
-use crate::sys::{self, Files};
+use crate::sys::{self, Files, names};
 use crate::validate::Scratch;
 
 /// Somebody who would be locked out.
@@ -64,6 +64,12 @@ struct Admin {
     from: Option<IpAddr>,
     /// Whether the spec names them.
     listed: bool,
+}
+
+/// Where somebody comes from, with the name that sshd would find.
+fn client(from: IpAddr, effective: &Effective) -> Client {
+    let name = effective.looks_up_names().then(|| names::of(from)).flatten();
+    Client { address: from, name }
 }
 
 /// A configuration, as sshd has it for anybody.
@@ -138,7 +144,7 @@ impl<'v> View<'v> {
         };
         let mut said = ask(&from.into());
         // A block may be for the client's name.
-        let client = said.valid().map(|effective| access::client(from, effective));
+        let client = said.valid().map(|effective| client(from, effective));
         if let Some(client) = client.filter(|client| client.name.is_some()) {
             said = ask(&client);
         }

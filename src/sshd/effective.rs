@@ -69,6 +69,11 @@ impl Effective {
         self.get("hostkey")
     }
 
+    /// Whether sshd looks up the names of clients (`UseDNS`).
+    pub fn looks_up_names(&self) -> bool {
+        self.get("usedns").iter().any(|value| value == "yes")
+    }
+
     /// Whether the keyword certainly has the value that the words of a directive ask for.
     ///
     /// False where the two are merely written differently ("2m", "120"): then sshd itself has

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use nix::unistd::{Gid, Group, User as Account};
 
+use super::command::{Command, Output, shell_word};
 use super::process::{Process, Session};
 
 /// Groups whose members may become root where sudo is set up as distributions do.
@@ -163,11 +164,7 @@ pub fn becomes_root(user: &User) -> bool {
     if user.uid == 0 {
         return true;
     }
-    let Some(sudo) = super::find_program(&["/usr/bin/sudo"]) else { return false };
-    let ask = |of: &[&str]| {
-        let asked = super::Command::new(&sudo).args(["-n", "-l", "-U", &user.name]);
-        asked.args(of.iter().copied()).run().ok()
-    };
+    let ask = |of: &[&str]| ask_sudo(&[&["-n", "-l", "-U", &user.name], of].concat());
     let Some(Rule { free, own, command }) = ask(&[]).and_then(|listed| rule_of(&listed.stdout))
     else {
         return false;
@@ -176,6 +173,20 @@ pub fn becomes_root(user: &User) -> bool {
     let command: Vec<&str> = ["-u", "root"].into_iter().chain(command.split(' ')).collect();
     let may = || ask(&command).is_some_and(|asked| asked.status == 0);
     (free || (own && user.password() == Password::Set)) && may()
+}
+
+/// What sudo(8) says. Where it speaks to terminals alone (sudoers(5), requiretty), script(1) gives it one.
+fn ask_sudo(args: &[&str]) -> Option<Output> {
+    let sudo = super::find_program(&["/usr/bin/sudo"])?;
+    let asked = Command::new(&sudo).args(args.iter().copied()).run().ok()?;
+    if asked.status == 0 || !asked.stderr.contains("must have a tty") {
+        return Some(asked);
+    }
+    let sudo = sudo.display().to_string();
+    let words = [sudo.as_str()].into_iter().chain(args.iter().copied()).map(shell_word);
+    let script = super::find_program(&["/usr/bin/script"])?;
+    let command = words.collect::<Vec<_>>().join(" ");
+    Command::new(&script).args(["-q", "-e", "-c", &command, "/dev/null"]).run().ok()
 }
 
 /// By what somebody becomes root, and what sudo asks for before.

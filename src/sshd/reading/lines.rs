@@ -145,11 +145,13 @@ pub(super) fn choose<'r>(follows: Follows, places: Vec<Place<'r>>, early: &[bool
             both
         }
     };
-    let followed: BTreeSet<usize> = followed.into_iter().collect();
+    let mut is_followed = vec![false; places.len()];
+    for at in followed {
+        is_followed[at] = true;
+    }
     let mut chosen = Chosen::default();
-    for (at, place) in places.into_iter().enumerate() {
-        if followed.contains(&at) { &mut chosen.followed } else { &mut chosen.shadowed }
-            .push(place);
+    for (place, is_followed) in places.into_iter().zip(is_followed) {
+        if is_followed { &mut chosen.followed } else { &mut chosen.shadowed }.push(place);
     }
     chosen
 }

@@ -9,6 +9,7 @@ mod blocks;
 mod lines;
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::rc::Rc;
@@ -28,6 +29,8 @@ pub struct Reading<'t> {
     tree: &'t ConfigTree,
     release: Release,
     files: BTreeMap<&'t Path, Rc<Vec<Parsed>>>,
+    /// Whether it is known already that sshd starts with it.
+    starts: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -84,7 +87,9 @@ impl<'t> Reading<'t> {
     /// The first line at which sshd would give up.
     pub fn new(tree: &'t ConfigTree, release: Release) -> Result<Self, Problem> {
         let nothing = ConfigTree::default();
-        Reading { tree: &nothing, release, files: BTreeMap::new() }.again(tree)
+        let empty =
+            Reading { tree: &nothing, release, files: BTreeMap::new(), starts: Cell::default() };
+        empty.again(tree)
     }
 
     /// Reads another tree as the same release; what is known of files that have not changed is not looked
@@ -104,7 +109,7 @@ impl<'t> Reading<'t> {
             Ok((path, lines))
         };
         let files = tree.files.iter().map(&mut read).collect::<Result<_, Problem>>()?;
-        Ok(Reading { tree, release: self.release.clone(), files })
+        Ok(Reading { tree, release: self.release.clone(), files, starts: Cell::default() })
     }
 
     /// What sshd says outside any Match block (`sshd -T`).
@@ -128,7 +133,9 @@ impl<'t> Reading<'t> {
     /// # Errors
     /// As [`Reading::globally`].
     pub fn blocks(&self) -> Result<Blocks<'_>, Problem> {
-        self.pass()?;
+        if !self.starts.get() {
+            self.pass()?;
+        }
         let pass = self.pass_twice(Applies::ToAll)?;
         Ok(Blocks { release: &self.release, blocks: pass.blocks, lines: pass.lines })
     }
@@ -179,6 +186,7 @@ impl<'t> Reading<'t> {
     fn pass(&self) -> Result<Pass<'_, 'static>, Problem> {
         let mut pass = Pass::new(self, Applies::AtStart);
         pass.file(&self.tree.main, true, None, Include::Followed);
+        self.starts.set(pass.problem.is_none());
         pass.problem.take().map_or(Ok(pass), Err)
     }
 
