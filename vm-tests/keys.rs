@@ -1,6 +1,6 @@
 //! What the guards make of keys and of where somebody comes from, where that is not in a file or not as it seems.
 
-use crate::lockout::{is_refused, spec, unwrapped};
+use crate::lockout::{is_refused, spec};
 use crate::machine::{Machine, Suite};
 use crate::state::unchanged;
 
@@ -10,7 +10,7 @@ fn is_refused_there(machine: &Machine, parts: &[&str]) {
     let apply = "harden apply -y --confirm probe spec.yaml";
     let refused = unchanged(machine, || machine.ssh(22, apply).code(1));
     for part in parts {
-        assert!(unwrapped(&refused).contains(part), "{part}: {refused:?}");
+        assert!(refused.unwrapped().contains(part), "{part}: {refused:?}");
     }
 }
 
@@ -83,7 +83,7 @@ fn names_of_clients_come_to_life() {
         is_refused_there(&machine, &["root could not log in any more: DenyUsers"]);
         // Nobody is logged in: it is not known where they will come from.
         let unproven = machine.exec("harden apply -y --confirm probe spec.yaml").code(4);
-        assert!(unwrapped(&unproven).contains("depends on where they come from"), "{unproven:?}");
+        assert!(unproven.unwrapped().contains("depends on where they come from"), "{unproven:?}");
         machine.ssh(22, "true").code(0);
     }
     let machine = with_lines(Suite::Trixie, "UseDNS yes\n");
@@ -168,7 +168,7 @@ fn rules_of_sudo(machine: &Machine) {
             "rm -f /etc/sudoers.d/*; echo 'deploy {rule}' > /etc/sudoers; chmod 440 /etc/sudoers"
         ));
         let planned = machine.exec("harden plan spec.yaml").code(code);
-        assert!(code == 0 || unwrapped(&planned).contains("root could not log in"), "{planned:?}");
+        assert!(code == 0 || planned.unwrapped().contains("root could not log in"), "{planned:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whom a plan would lock out is told before anything is changed: who, why, and what to do.
 
-use crate::machine::{Machine, Ran, Suite};
+use crate::machine::{Machine, Suite};
 use crate::on_debian;
 use crate::state::unchanged;
 
@@ -14,16 +14,11 @@ pub(crate) fn spec(machine: &Machine, settings: &str, safety: &str) {
     machine.spec(&format!("version: 1\nssh: {{settings: {settings}}}\n{safety}"));
 }
 
-/// What was said, in one line.
-pub(crate) fn unwrapped(ran: &Ran) -> String {
-    ran.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 /// Refused, with nothing changed; plan and apply say the same.
 #[track_caller]
 pub(crate) fn is_refused(machine: &Machine, parts: &[&str]) {
     let refused = unchanged(machine, || machine.exec("harden apply -y --confirm probe spec.yaml"));
-    let said = unwrapped(&refused);
+    let said = refused.unwrapped();
     assert_eq!(refused.code, 1, "{said}");
     for part in parts.iter().chain(&["--force-lockout-risk"]) {
         assert!(said.contains(part), "{part}: {said}");
@@ -179,7 +174,7 @@ fn where_one_comes_from_counts() {
         machine.spec(&format!("version: 1\nssh: {{match: [{{criteria: {block}}}]}}\n"));
         let apply = "harden apply -y --confirm probe spec.yaml";
         let refused = unchanged(&machine, || machine.ssh(22, apply).code(1));
-        assert!(unwrapped(&refused).contains("root could not log in any more"), "{refused:?}");
+        assert!(refused.unwrapped().contains("root could not log in any more"), "{refused:?}");
     }
     // From the console it is not known where they come from: then a person has to try it.
     machine.spec(
@@ -187,7 +182,7 @@ fn where_one_comes_from_counts() {
     );
     let back = unchanged(&machine, || machine.exec("harden apply -y --confirm probe spec.yaml"));
     assert_eq!(back.code, 4, "{back:?}");
-    assert!(unwrapped(&back).contains("--confirm operator"), "{back:?}");
+    assert!(back.unwrapped().contains("--confirm operator"), "{back:?}");
 }
 
 /// Where one arrives decides too: who gets in on the old port may not on the new one.
@@ -205,7 +200,7 @@ fn where_one_arrives_counts() {
         machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
         let apply = "harden apply -y --confirm probe spec.yaml";
         let refused = unchanged(&machine, || machine.ssh(22, apply).code(1));
-        assert!(unwrapped(&refused).contains("root could not log in any more"), "{refused:?}");
+        assert!(refused.unwrapped().contains("root could not log in any more"), "{refused:?}");
         // What is allowed on both lets everybody in.
         machine.spec("version: 1\nssh: {port: [22, 2222], socket: disabled}\n");
         machine.ssh(22, "harden plan spec.yaml").code(0);
@@ -218,7 +213,7 @@ fn where_one_arrives_counts() {
     let back = unchanged(&machine, || {
         machine.ssh(22, "harden apply -y --confirm probe spec.yaml").code(4)
     });
-    let said = unwrapped(&back);
+    let said = back.unwrapped();
     assert!(said.contains("depends on where they arrive, and that changes"), "{said}");
     let planned = machine.exec("harden plan spec.yaml").code(0).stdout;
     let planned = planned.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -318,7 +313,7 @@ fn the_key_of_this_session_stays() {
     spec(&machine, "{AuthorizedKeysFile: /etc/ssh/keys/%u}", "");
     machine.exec("harden plan spec.yaml").code(0);
     let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
-    let said = unwrapped(&refused);
+    let said = refused.unwrapped();
     assert!(
         said.contains("the key with which root opened this session would not be taken"),
         "{said}"
@@ -331,7 +326,7 @@ fn the_key_of_this_session_stays() {
             "{{ cat other.pub; sed 's/^/{first}/' .ssh/authorized_keys; {then}; }} > /etc/ssh/keys/root"
         ));
         let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
-        assert!(unwrapped(&refused).contains("opened this session"), "{first}: {refused:?}");
+        assert!(refused.unwrapped().contains("opened this session"), "{first}: {refused:?}");
     }
     machine.sh("cp other.pub /etc/ssh/keys/root; cat .ssh/authorized_keys >> /etc/ssh/keys/root");
     machine.ssh(22, "harden apply -y spec.yaml").code(0);
@@ -339,7 +334,7 @@ fn the_key_of_this_session_stays() {
     spec(&machine, "{RevokedKeys: /etc/ssh/revoked, AuthorizedKeysFile: /etc/ssh/keys/%u}", "");
     let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
     assert!(
-        unwrapped(&refused).contains("RevokedKeys /etc/ssh/revoked cannot be read"),
+        refused.unwrapped().contains("RevokedKeys /etc/ssh/revoked cannot be read"),
         "{refused:?}"
     );
     for list in [
@@ -348,14 +343,14 @@ fn the_key_of_this_session_stays() {
     ] {
         machine.sh(list);
         let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
-        assert!(unwrapped(&refused).contains("opened this session"), "{list}: {refused:?}");
+        assert!(refused.unwrapped().contains("opened this session"), "{list}: {refused:?}");
     }
     machine.sh("cp other.pub /etc/ssh/revoked");
     machine.ssh(22, "harden plan spec.yaml").code(0);
     // Where sshd logs nothing, any of them may be it.
     machine.sh("cp .ssh/authorized_keys /etc/ssh/revoked; sed -i '1i LogLevel ERROR' /etc/ssh/sshd_config; systemctl restart ssh.service");
     let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
-    assert!(unwrapped(&refused).contains("may have opened this session"), "{refused:?}");
+    assert!(refused.unwrapped().contains("may have opened this session"), "{refused:?}");
 }
 
 /// The family of addresses over which somebody has come in goes.
@@ -365,7 +360,7 @@ fn the_family_of_this_session_stays() {
     for listen in ["listen: [\"::\"]", "settings: {AddressFamily: inet6}"] {
         machine.spec(&format!("version: 1\nssh: {{port: 2222, {listen}}}\n"));
         let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
-        assert!(unwrapped(&refused).contains("this session came in over IPv4"), "{refused:?}");
+        assert!(refused.unwrapped().contains("this session came in over IPv4"), "{refused:?}");
         machine.exec("harden plan spec.yaml").code(0);
     }
 }
@@ -427,7 +422,7 @@ fn accounts_folders_and_sessions_count() {
     for keyword in ["Ciphers", "KexAlgorithms", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms"] {
         spec(&machine, &format!("{{{keyword}: \"-*\"}}"), admins);
         let refused = unchanged(&machine, || machine.apply().code(1));
-        assert!(unwrapped(&refused).contains("leaves no algorithm at all"), "{refused:?}");
+        assert!(refused.unwrapped().contains("leaves no algorithm at all"), "{refused:?}");
         spec(&machine, &format!("{{{keyword}: \"-*sha1*,*cbc\"}}"), admins);
         machine.exec("harden plan spec.yaml").code(0);
     }
@@ -527,7 +522,7 @@ fn hardware_keys_open_sessions_too() {
         .sh("sed -i 's/^UsePAM.*/UsePAM no/' /etc/ssh/sshd_config; systemctl restart ssh.service");
     spec(&machine, "{PubkeyAcceptedAlgorithms: \"sk-*\"}", "");
     let done = machine.exec("harden apply -y --confirm probe spec.yaml").code(0);
-    assert!(unwrapped(&done).contains("root can log in with a key"), "{done:?}");
+    assert!(done.unwrapped().contains("root can log in with a key"), "{done:?}");
     machine.sh("sed -i '1i session required pam_deny.so' /etc/pam.d/sshd");
     spec(&machine, "{UsePAM: yes}", "");
     let back = unchanged(&machine, || machine.exec("harden apply -y --confirm probe spec.yaml"));

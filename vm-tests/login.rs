@@ -15,11 +15,6 @@ fn apply(machine: &Machine, settings: &str) -> Ran {
     machine.exec("harden apply -y --confirm probe spec.yaml")
 }
 
-/// What was said, in one line.
-fn unwrapped(ran: &Ran) -> String {
-    ran.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 /// No process of a login, and no key, is left.
 #[track_caller]
 fn assert_no_trace(machine: &Machine) {
@@ -40,7 +35,7 @@ mod cases {
         let cases = [(HOSTBASED, "Permission denied")];
         for (settings, reason) in cases {
             let back = unchanged(&machine, || apply(&machine, settings).code(4));
-            let said = unwrapped(&back);
+            let said = back.unwrapped();
             for part in ["nobody could log in with a key any more: root (", "deploy (", reason] {
                 assert!(said.contains(part), "{part}: {said}");
             }
@@ -53,19 +48,19 @@ mod cases {
         let machine = socket_system(suite);
         // deploy is an administrator too.
         let applied = apply(&machine, "{PermitRootLogin: no}").code(0);
-        assert!(unwrapped(&applied).contains("deploy can log in with a key"), "{applied:?}");
+        assert!(applied.unwrapped().contains("deploy can log in with a key"), "{applied:?}");
         assert_no_trace(&machine);
-        assert!(unwrapped(&applied).contains("no longer able to log in with a key: root ("));
+        assert!(applied.unwrapped().contains("no longer able to log in with a key: root ("));
         assert_no_trace(&machine);
         // But where deploy's sudo wants a password that deploy has not got, root is needed.
         machine.sh("rm /etc/sudoers.d/deploy; harden rollback -y");
         let back = apply(&machine, "{PermitRootLogin: no}").code(1);
-        assert!(unwrapped(&back).contains("becomes root by sudo"), "{back:?}");
+        assert!(back.unwrapped().contains("becomes root by sudo"), "{back:?}");
         // Nobody could log in with a key before, so there is nothing to compare with.
         machine.root().remove("/root/.ssh/authorized_keys");
         machine.root().remove("/home/deploy/.ssh/authorized_keys");
         let applied = apply(&machine, "{LogLevel: VERBOSE}").code(0);
-        assert!(unwrapped(&applied).contains("no administrator has a key here"), "{applied:?}");
+        assert!(applied.unwrapped().contains("no administrator has a key here"), "{applied:?}");
         assert_no_trace(&machine);
     }
 }
@@ -80,7 +75,7 @@ fn no_command_of_theirs_is_run() {
         );
     });
     let applied = apply(&machine, "{MaxAuthTries: 3}").code(0);
-    assert!(unwrapped(&applied).contains("root and deploy can log in with a key"), "{applied:?}");
+    assert!(applied.unwrapped().contains("root and deploy can log in with a key"), "{applied:?}");
     apply(&machine, HOSTBASED).code(4);
     assert!(!machine.root().exists("/tmp/was-run"));
 }
@@ -94,7 +89,7 @@ fn keys_that_others_can_write_do_not_count() {
     // (Sticky, since everybody could put another spec there otherwise.)
     machine.sh("chmod 1777 /root /home/deploy");
     let back = apply(&machine, "{StrictModes: yes}").code(1);
-    assert!(unwrapped(&back).contains("StrictModes: others can write /root"), "{back:?}");
+    assert!(back.unwrapped().contains("StrictModes: others can write /root"), "{back:?}");
     machine.sh("chmod 700 /root");
     apply(&machine, "{StrictModes: yes}").code(0);
 }
@@ -105,7 +100,7 @@ fn none_of_their_own_keys_is_taken() {
     let machine = Machine::boot(Suite::Trixie, |_| {});
     let keys = "{AuthorizedKeysFile: none, AuthorizedKeysCommand: /bin/false, AuthorizedKeysCommandUser: root}";
     let back = unchanged(&machine, || apply(&machine, keys).code(4));
-    assert!(unwrapped(&back).contains("none of their own keys is accepted"), "{back:?}");
+    assert!(back.unwrapped().contains("none of their own keys is accepted"), "{back:?}");
 }
 
 /// A shell that ends well, and runs nothing.
@@ -116,7 +111,7 @@ fn a_session_in_which_nothing_runs_is_no_login() {
     });
     machine.sh("chmod 755 /usr/local/bin/greeter; usermod -s /usr/local/bin/greeter deploy");
     let back = unchanged(&machine, || apply(&machine, "{PermitRootLogin: no}").code(4));
-    assert!(unwrapped(&back).contains("nobody could log in with a key any more"), "{back:?}");
+    assert!(back.unwrapped().contains("nobody could log in with a key any more"), "{back:?}");
     machine.sh("usermod -s /bin/true deploy");
     apply(&machine, "{PermitRootLogin: no}").code(1);
 }
@@ -131,13 +126,13 @@ fn a_person_is_not_asked_where_nobody_gets_in() {
         machine.exec("harden apply -y --confirm operator --timeout 8s spec.yaml")
     };
     let back = unchanged(&machine, || by_operator(HOSTBASED, "").code(4));
-    assert!(unwrapped(&back).contains("nobody could log in with a key any more"), "{back:?}");
+    assert!(back.unwrapped().contains("nobody could log in with a key any more"), "{back:?}");
     // On a port of its own the old one still lets people in; and whoever has more than a key is let try.
     for (settings, more) in
         [(HOSTBASED, "port: 2222, "), ("{AuthenticationMethods: \"publickey,password\"}", "")]
     {
         let waited = unchanged(&machine, || by_operator(settings, more).code(4));
-        assert!(unwrapped(&waited).contains("nobody confirmed in time"), "{waited:?}");
+        assert!(waited.unwrapped().contains("nobody confirmed in time"), "{waited:?}");
     }
 }
 
@@ -148,7 +143,7 @@ fn a_key_with_a_command_opens_no_session() {
     machine
         .sh("sed -i '1s/^/no-pty,command=\"echo Please log in as deploy\" /' .ssh/authorized_keys");
     let back = apply(&machine, "{AllowUsers: [root, deplyo]}").code(4);
-    assert!(unwrapped(&back).contains("any more: deploy ("), "{back:?}");
+    assert!(back.unwrapped().contains("any more: deploy ("), "{back:?}");
 }
 
 /// Whoever runs harden has to get in again, not just anybody.
@@ -158,7 +153,7 @@ fn who_runs_harden_is_asked_for() {
     machine.spec("version: 1\nssh: {settings: {AllowUsers: [root, deplyo]}}\n");
     let as_deploy = "SUDO_USER=deploy harden apply -y --confirm probe spec.yaml";
     let back = unchanged(&machine, || machine.exec(as_deploy).code(4));
-    assert!(unwrapped(&back).contains("deploy, who runs harden, could not log in"), "{back:?}");
+    assert!(back.unwrapped().contains("deploy, who runs harden, could not log in"), "{back:?}");
     machine.exec("harden apply -y --confirm probe spec.yaml").code(0);
 }
 
@@ -171,7 +166,7 @@ fn passwords_stay_where_nobody_has_a_key() {
     });
     let off = "{PasswordAuthentication: no, KbdInteractiveAuthentication: no}";
     let back = unchanged(&machine, || apply(&machine, off).code(1));
-    assert!(unwrapped(&back).contains("passwords would not be taken any more"), "{back:?}");
+    assert!(back.unwrapped().contains("passwords would not be taken any more"), "{back:?}");
 }
 
 /// Who logs in today in a way that cannot be tried over a pipe is not taken for nobody.
@@ -182,18 +177,18 @@ fn what_cannot_be_tried_is_not_hoped_for() {
                 sed -i 's/^/from=\"10.77.0.0\\/24\" /' $f; done");
     machine.ssh(22, "true").ok();
     let back = unchanged(&machine, || apply(&machine, "{PasswordAuthentication: no}").code(4));
-    assert!(unwrapped(&back).contains("Confirm it yourself: --confirm operator"), "{back:?}");
+    assert!(back.unwrapped().contains("Confirm it yourself: --confirm operator"), "{back:?}");
     // The name that an address has may be what a key asks for, and a block counts as much as what is outside.
     let blocks = "{LogLevel: VERBOSE}, match: [{criteria: {Group: sudo}, settings: \
                   {PubkeyAcceptedAlgorithms: ssh-ed25519-cert-v01@openssh.com}}]";
     for change in ["{UseDNS: yes}", blocks] {
         let back = unchanged(&machine, || apply(&machine, change).code(4));
-        assert!(unwrapped(&back).contains("--confirm operator"), "{back:?}");
+        assert!(back.unwrapped().contains("--confirm operator"), "{back:?}");
     }
     apply(&machine, "{LogLevel: VERBOSE}").code(0);
     machine.sh("sed -i 's/^from[^ ]* //' /root/.ssh/authorized_keys");
     let back = apply(&machine, "{DenyUsers: \"*@10.77.*\"}").code(4);
-    assert!(unwrapped(&back).contains("where they come from"), "{back:?}");
+    assert!(back.unwrapped().contains("where they come from"), "{back:?}");
 }
 
 /// A command in place of a shell lets nobody in.
@@ -202,7 +197,7 @@ fn a_command_for_everybody_is_no_login() {
     let machine = Machine::boot(Suite::Bookworm, |_| {});
     for command in ["/bin/false", "internal-sftp"] {
         let back = apply(&machine, &format!("{{ForceCommand: {command}}}")).code(1);
-        assert!(unwrapped(&back).contains("takes the place of a shell"), "{back:?}");
+        assert!(back.unwrapped().contains("takes the place of a shell"), "{back:?}");
     }
 }
 
@@ -232,9 +227,9 @@ fn the_key_is_of_the_owners_type() {
          rm /home/deploy/.ssh/authorized_keys");
     let applied =
         apply(&machine, "{PubkeyAcceptedAlgorithms: \"rsa-sha2-512,rsa-sha2-256\"}").code(0);
-    assert!(unwrapped(&applied).contains("root can log in with a key"), "{applied:?}");
+    assert!(applied.unwrapped().contains("root can log in with a key"), "{applied:?}");
     let back = apply(&machine, "{PubkeyAcceptedAlgorithms: ssh-ed25519}").code(1);
-    assert!(unwrapped(&back).contains("does not take root's ssh-rsa key"), "{back:?}");
+    assert!(back.unwrapped().contains("does not take root's ssh-rsa key"), "{back:?}");
     assert_no_trace(&machine);
 }
 
@@ -249,6 +244,6 @@ fn keys_of_the_command_line_are_no_obstacle() {
         );
     });
     let applied = apply(&machine, "{PasswordAuthentication: no}").code(0);
-    assert!(unwrapped(&applied).contains("can log in with a key"), "{applied:?}");
+    assert!(applied.unwrapped().contains("can log in with a key"), "{applied:?}");
     assert_state(&machine, &Want::service(2222));
 }

@@ -69,6 +69,11 @@ impl Ran {
         }
     }
 
+    /// What was said on standard error, in one line.
+    pub(crate) fn unwrapped(&self) -> String {
+        self.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
     /// Standard output of a command that must have succeeded.
     #[track_caller]
     pub(crate) fn ok(self) -> String {

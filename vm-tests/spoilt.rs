@@ -134,6 +134,21 @@ fn where_sshd_listens_after_a_rollback() {
     assert_state(&machine, &Want::service(22));
 }
 
+/// Where the socket listens, too.
+#[test]
+fn where_the_socket_listens_after_a_rollback() {
+    let machine = socket_system(Suite::Trixie);
+    machine.apply().code(0);
+    let own = "/etc/systemd/system/ssh.socket.d/own.conf";
+    machine.root().write(own, "[Socket]\nListenStream=2300\n");
+    machine.sh("systemctl daemon-reload");
+    let refused = unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+    assert!(refused.unwrapped().contains(&format!("{own} says ListenStream=2300")), "{refused:?}");
+    machine.sh(&format!("rm {own}; systemctl daemon-reload"));
+    machine.exec("harden rollback -y").code(0);
+    assert_state(&machine, &Want::socket(22));
+}
+
 /// Behind a socket nothing has to run when a way back ends; but it has to when somebody connects. What is mended
 /// is read, also where nobody has told systemd.
 #[track_caller]

@@ -13,7 +13,7 @@ use crate::sshd::{ConfigFile, ConfigTree};
 use crate::step::{Expectation, FileChange, Op, Step, UnitExpectation, file_steps};
 use crate::sys::Image;
 use crate::sys::files::Meta;
-use crate::sys::units::is_made_by_hand;
+use crate::sys::units::{directives, is_made_by_hand};
 
 /// What an earlier transaction found, and what it wrote.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +54,7 @@ pub fn undo(
         }
     }
     refuse_units_since(earlier, at)?;
+    refuse_addresses_since(earlier, observed)?;
     concern::units::refuse_blocked(observed)?;
     if !observed.held().is_empty() {
         concern::sshd_config::refuse_invalid(observed)?;
@@ -122,6 +123,39 @@ fn refuse_units_since<'i>(
     };
     let message = format!("{what} after transaction {}", earlier.id);
     Err(Refusal::new("edited-since", message, hint))
+}
+
+/// Where the socket to go back to listens stands in drop-ins that somebody may have edited since.
+fn refuse_addresses_since(earlier: Earlier, observed: &Observed) -> Result<(), Refusal> {
+    let Earlier { id, before, images, .. } = earlier;
+    let comes_back = |path: &Path| images.iter().any(|(other, _)| other == path);
+    let says = |host: &Observed, path: &Path| -> Vec<String> {
+        let text = host.unit_files.get(path).map(|file| file.text.as_str()).unwrap_or_default();
+        let streams = directives(text).into_iter().filter(|(key, _)| *key == "ListenStream");
+        streams.map(|(_, value)| value.to_owned()).collect()
+    };
+    let mut drop_ins = before.socket.drop_ins.iter().chain(&observed.socket.drop_ins);
+    let is_edited = |path: &&PathBuf| {
+        path.starts_with(UNIT_FOLDER)
+            && !comes_back(path)
+            && says(before, path) != says(observed, path)
+    };
+    let Some(path) = drop_ins.find(is_edited).filter(|_| before.socket.is_active()) else {
+        return Ok(());
+    };
+    let said = match says(observed, path).as_slice() {
+        [] => "no longer says ListenStream".to_owned(),
+        streams => format!("says ListenStream={}", streams.join(" ")),
+    };
+    Err(Refusal::new(
+        "edited-since",
+        format!(
+            "{} would listen elsewhere: {} {said} since transaction {id}",
+            before.socket.name,
+            path.display()
+        ),
+        "undo that edit first, or apply a spec that says where sshd shall listen",
+    ))
 }
 
 fn file(
