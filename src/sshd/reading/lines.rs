@@ -149,6 +149,9 @@ pub(super) fn choose<'r>(follows: Follows, places: Vec<Place<'r>>, early: &[bool
     for at in followed {
         is_followed[at] = true;
     }
+    if is_followed.iter().all(|is_followed| *is_followed) {
+        return Chosen { followed: places, shadowed: Vec::new() };
+    }
     let mut chosen = Chosen::default();
     for (place, is_followed) in places.into_iter().zip(is_followed) {
         if is_followed { &mut chosen.followed } else { &mut chosen.shadowed }.push(place);

@@ -252,7 +252,7 @@ impl<'r, 'c> Pass<'r, 'c> {
             reading,
             applies,
             blocks: Vec::new(),
-            lines: Vec::new(),
+            lines: Vec::with_capacity(reading.files.values().map(|lines| lines.len()).sum()),
             open: Vec::new(),
             returns: None,
             problem: None,
