@@ -43,6 +43,7 @@ mod socket;
 mod spoilt;
 mod state;
 mod ubuntu;
+mod unread;
 mod vm;
 mod wayback;
 

@@ -14,7 +14,7 @@ use harden::transaction::follow::Watcher;
 use harden::transaction::journal::{self, Record, Terms};
 use harden::transaction::machine::{Machine, RealMachine};
 use harden::transaction::{self, Lock, Outcome, front, guard, leftovers};
-use harden::{validate, verify};
+use harden::{lockout, validate, verify};
 
 use super::apply::{
     Ended, carry_out, connect_directly, ended, length, report, show, taken_over, terms, watch,
@@ -224,5 +224,6 @@ fn plan_undo(
         .into());
     }
     validate::leads_back(files, &plan, before)?;
+    lockout::refuse_unread(files, observed, &plan)?;
     Ok(plan)
 }

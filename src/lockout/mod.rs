@@ -21,7 +21,7 @@ pub use host_keys::lost as lost_host_keys;
 use keys::Keys;
 
 use crate::concern::sshd_config::own::{earlier_lines, is_own};
-use crate::error::Refusal;
+use crate::error::{Error, Refusal};
 use crate::observe::{Listener, Observed, Verdict, ask_sshd, serves};
 use crate::plan::Plan;
 use crate::sshd::Effective;
@@ -158,7 +158,7 @@ pub fn is_asked(listed: &[String], before: &Observed, plan: &Plan) -> bool {
     let same = plan.expect.endpoints == before.held()
         && plan.candidate == before.config
         && plan.options == before.command_line.settings();
-    sys::is_root() && !(same && listed.is_empty())
+    sys::is_root() && !(same && listed.is_empty() && !before.is_unread())
 }
 
 /// What keeps a plan from locking anybody out. What sshd says is asked of a copy of the planned files.
@@ -219,28 +219,10 @@ impl<'g> Guards<'g> {
             return vec![risk];
         }
         let mut risks: Vec<Risk> = unknown(listed).chain(other_family(plan)).collect();
-        let mut enters: Vec<&Admin> = Vec::new();
-        let mut lost: Vec<(&Admin, Obstacle)> = Vec::new();
-        for admin in &admins {
-            let Some(effective) = then.of(admin) else { continue };
-            match obstacle(admin, &effective, &keys) {
-                None => enters.push(admin),
-                // Who does not get in today is not the plan's to let in.
-                Some(found) if admin.listed || gets_in(admin, &now, &keys) => {
-                    lost.push((admin, found));
-                }
-                Some(_) => {}
-            }
-        }
-        let becomes_root = |admin: &&Admin| admin.user.uid != 0 && users::becomes_root(&admin.user);
-        let is_replaced = |admin: &Admin| {
-            // Who gets in from elsewhere does not take their own place.
-            admin.user.uid == 0
-                && !admin.listed
-                && (enters.iter().copied().any(|other| becomes_root(&other))
-                    || in_place_of(admin).any(|other| gets_in(&other, &then, &keys)))
-        };
-        lost.retain(|(admin, _)| !is_replaced(admin));
+        let unread = before.is_unread();
+        // Who does not get in today is not the plan's to let in.
+        let counts = |admin: &Admin| admin.listed || unread || gets_in(admin, &now, &keys);
+        let (enters, lost) = sorted(&admins, &then, &keys, counts);
         risks.extend(lost.into_iter().map(|(admin, found)| shut_out(admin, found, &then, &keys)));
         for admin in enters.iter().filter(|admin| admin.listed && !users::becomes_root(&admin.user))
         {
@@ -255,14 +237,75 @@ impl<'g> Guards<'g> {
             });
         }
         risks.extend(session::risk(&admins, &now, &then, &keys));
-        if is_about_passwords(before, plan) {
-            risks.extend(passwords(&admins, &now, &then, &keys));
+        if unread || is_about_passwords(before, plan) {
+            risks.extend(passwords(&admins, (!unread).then_some(&now), &then, &keys));
+        }
+        if unread {
+            risks.extend(unread_shut_out(&admins, &now, &keys));
         }
         // Who is logged in from several places is told once.
         let mut seen = BTreeSet::new();
         risks.retain(|risk| seen.insert(risk.message.clone()));
         risks
     }
+}
+
+/// Whom a configuration lets in, and of those that count whom it shuts out and nobody replaces.
+fn sorted<'a>(
+    admins: &'a [Admin],
+    view: &View,
+    keys: &Keys,
+    counts: impl Fn(&Admin) -> bool,
+) -> (Vec<&'a Admin>, Vec<(&'a Admin, Obstacle)>) {
+    let mut enters: Vec<&Admin> = Vec::new();
+    let mut lost = Vec::new();
+    for admin in admins {
+        let Some(effective) = view.of(admin) else { continue };
+        match obstacle(admin, &effective, keys) {
+            None => enters.push(admin),
+            Some(found) if counts(admin) => lost.push((admin, found)),
+            Some(_) => {}
+        }
+    }
+    let becomes_root = |admin: &Admin| admin.user.uid != 0 && users::becomes_root(&admin.user);
+    // Who gets in from elsewhere does not take their own place.
+    let is_replaced = |admin: &Admin| {
+        admin.user.uid == 0
+            && !admin.listed
+            && (enters.iter().any(|other| becomes_root(other))
+                || in_place_of(admin).any(|other| gets_in(&other, view, keys)))
+    };
+    lost.retain(|(admin, _)| !is_replaced(admin));
+    (enters, lost)
+}
+
+/// Whom sshd's files as they are would shut out, which the sshd that runs has not read: a change that is taken
+/// back leads there.
+fn unread_shut_out(admins: &[Admin], now: &View, keys: &Keys) -> Option<Risk> {
+    let (_, lost) = sorted(admins, now, keys, |_| true);
+    let (admin, found) = lost.into_iter().next()?;
+    let Risk { message, fix } = shut_out(admin, found, now, keys);
+    Some(Risk {
+        message: format!(
+            "the sshd that runs has not read its files since they were changed, and with them as they \
+             are {message}"
+        ),
+        fix: format!("{fix}; or undo what was changed"),
+    })
+}
+
+/// Refuses a way on which sshd would read files that it has not read yet, and that would shut somebody out.
+///
+/// # Errors
+/// A refusal that names who, and why.
+pub fn refuse_unread(files: &Files, observed: &Observed, plan: &Plan) -> Result<(), Error> {
+    if !observed.is_unread() || !sys::is_root() {
+        return Ok(());
+    }
+    let scratch = Scratch::of(files, &plan.candidate)?;
+    let risks = Guards::new(files, &[], observed, plan, &scratch).risks();
+    let Some(Risk { message, fix }) = risks.into_iter().next() else { return Ok(()) };
+    Err(Refusal::new("lockout", message, fix).into())
 }
 
 /// Those who may take root's place, from where root comes.
@@ -385,7 +428,9 @@ fn is_about_passwords(before: &Observed, plan: &Plan) -> bool {
 }
 
 /// Passwords go, and nobody has a key.
-fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
+///
+/// `now`: who gives one now; everybody may where there is none.
+fn passwords(admins: &[Admin], now: Option<&View>, then: &View, keys: &Keys) -> Option<Risk> {
     let others = users::named("root").into_iter().chain(users::administrators());
     let others = others.chain(users::people());
     let others = others.map(|user| Admin { user, from: None, listed: false });
@@ -393,7 +438,8 @@ fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<R
     let takes = |view: &View, admin: &Admin| {
         view.of(admin).is_some_and(|effective| access::takes_passwords(&effective))
     };
-    let loses = |admin: &Admin| takes(now, admin) && !takes(then, admin);
+    let may = |admin: &Admin| now.is_none_or(|now| takes(now, admin));
+    let loses = |admin: &Admin| may(admin) && !takes(then, admin);
     if !everybody.iter().any(loses) {
         return None;
     }

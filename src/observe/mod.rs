@@ -155,12 +155,18 @@ impl CommandLine {
 
     /// The options that set a keyword, in the form that `sshd -T` takes too.
     pub fn settings(&self) -> Vec<String> {
-        options::parse(&self.all())
-            .into_iter()
-            .filter(|option| option.sets.is_some())
-            .flat_map(|option| option.words)
-            .collect()
+        settings(&self.all())
     }
+
+    /// Whether the sshd that runs has these settings.
+    fn is_running(&self) -> bool {
+        self.running.is_empty() || settings(&self.running) == self.settings()
+    }
+}
+
+fn settings(words: &[String]) -> Vec<String> {
+    let options = options::parse(words).into_iter().filter(|option| option.sets.is_some());
+    options.flat_map(|option| option.words).collect()
 }
 
 /// A listening TCP socket.
@@ -222,6 +228,12 @@ impl Observed {
     /// The unit of sshd's that starts, stops or reloads just now: what runs then is not known yet.
     pub fn on_its_way(&self) -> Option<&Unit> {
         [&self.service, &self.socket].into_iter().find(|unit| unit.is_on_its_way())
+    }
+
+    /// Whether the sshd that runs has not read what stands on disk, as far as can be told: who gets in with that
+    /// is not known by whom it lets in.
+    pub fn is_unread(&self) -> bool {
+        self.service.is_active() && (self.stale || !self.command_line.is_running())
     }
 
     /// Where the two units themselves listen now.

@@ -1,0 +1,92 @@
+//! Files that somebody has changed and the sshd that runs has not read: it lets in whom they shut out, and the
+//! next start of sshd, on the way there as on the way back, would not.
+
+use crate::lockout::{is_refused, spec};
+use crate::machine::{Machine, Suite};
+use crate::operator::{MOVE, socket_system};
+use crate::state::{Want, assert_state, property, unchanged};
+
+const OWN: &str = "/etc/ssh/sshd_config.d/20-own.conf";
+const SHUTS_OUT: &str = "echo 'AllowGroups nobody' > /etc/ssh/sshd_config.d/20-own.conf";
+
+#[test]
+fn a_move_by_service() {
+    refused_until_mended(Machine::boot(Suite::Bookworm, |_| {}));
+}
+
+#[test]
+fn a_move_from_the_socket() {
+    refused_until_mended(socket_system(Suite::Trixie));
+}
+
+/// Whoever is shut out by the files as they are; and what shuts nobody out is none of harden's business.
+fn refused_until_mended(machine: Machine) {
+    machine.spec(MOVE);
+    machine.ssh(22, "true").ok();
+    for (line, why) in [
+        ("AllowGroups nobody", "in no group of AllowGroups"),
+        ("AuthorizedKeysFile /etc/ssh/keys/%u", "no key of root's in /etc/ssh/keys/root"),
+        ("PermitRootLogin no\nDenyUsers deploy", "PermitRootLogin no"),
+    ] {
+        machine.root().write(OWN, &format!("{line}\n"));
+        is_refused(&machine, &[why]);
+        let there =
+            unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml --confirm probe"));
+        assert!(there.code(1).unwrapped().contains(why), "{line}");
+    }
+    machine.root().write(OWN, "MaxSessions 7\n");
+    machine.apply().code(0);
+    assert_state(&machine, &Want::service(2222).with("maxsessions 7"));
+}
+
+/// The spec would mend it, and the way back would not.
+#[test]
+fn only_the_spec_lets_in() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh(SHUTS_OUT);
+    spec(&machine, "{AllowGroups: [root, sudo]}", "");
+    is_refused(&machine, &["has not read its files", "or undo what was changed"]);
+}
+
+/// Passwords alone, and the files take none any more.
+#[test]
+fn there_are_no_keys() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.sh("rm -r /root/.ssh /home/deploy/.ssh; echo deploy:x | chpasswd");
+    machine.root().write(OWN, "PasswordAuthentication no\nKbdInteractiveAuthentication no\n");
+    machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 4}}\n");
+    let before = property(&machine, "ssh.service", "MainPID");
+    let refused = machine.exec("harden apply -y --confirm probe spec.yaml").code(1);
+    assert!(refused.unwrapped().contains("passwords would not be taken any more"), "{refused:?}");
+    assert_eq!(property(&machine, "ssh.service", "MainPID"), before);
+}
+
+/// On sshd's command line.
+#[test]
+fn options_that_it_was_not_started_with() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec(MOVE);
+    machine.sh("echo 'SSHD_OPTS=\"-o AllowUsers=nobody\"' > /etc/default/ssh; touch -d '-1 hour' /etc/default/ssh");
+    is_refused(&machine, &["not listed in AllowUsers (nobody)"]);
+    let drop_in = "/etc/systemd/system/ssh.service.d/own.conf";
+    let text = "[Service]\nExecStart=\nExecStart=/usr/sbin/sshd -D -o AllowUsers=nobody\n";
+    machine.sh("echo SSHD_OPTS= > /etc/default/ssh");
+    machine.root().write(drop_in, text);
+    machine.sh("systemctl daemon-reload");
+    is_refused(&machine, &["not listed in AllowUsers (nobody)"]);
+}
+
+/// What changes nothing restarts sshd all the same, and so does a rollback.
+#[test]
+fn a_second_run_and_a_rollback() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.spec(MOVE);
+    machine.apply().code(0);
+    machine.sh(SHUTS_OUT);
+    is_refused(&machine, &["in no group of AllowGroups"]);
+    let refused = unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+    assert!(refused.unwrapped().contains("in no group of AllowGroups"), "{refused:?}");
+    machine.sh(&format!("rm {OWN}"));
+    machine.exec("harden rollback -y").code(0);
+    assert_state(&machine, &Want::service(22));
+}
