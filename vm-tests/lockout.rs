@@ -353,6 +353,28 @@ fn the_key_of_this_session_stays() {
     assert!(refused.unwrapped().contains("may have opened this session"), "{refused:?}");
 }
 
+/// Root may go where somebody else gets in, but not where whoever is in as root has no key of theirs.
+#[test]
+fn the_key_of_roots_session_opens_another() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine
+        .sh("ssh-keygen -q -t ed25519 -N '' -f other; cp /home/deploy/.ssh/authorized_keys same");
+    for settings in ["{PermitRootLogin: no}", "{AllowUsers: deploy, PasswordAuthentication: no}"] {
+        spec(&machine, settings, "");
+        machine.sh("cat other.pub > /home/deploy/.ssh/authorized_keys");
+        machine.exec("harden plan spec.yaml").code(0);
+        let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+        let said = refused.unwrapped();
+        assert!(said.contains("opened this session would open none any more"), "{said}");
+        assert!(said.contains("deploy, who gets in, has not got that key"), "{said}");
+        machine.sh("cat same >> /home/deploy/.ssh/authorized_keys");
+        machine.ssh(22, "harden plan spec.yaml").code(0);
+    }
+    machine.ssh(22, "harden apply -y --confirm probe spec.yaml").code(0);
+    machine.ssh_as("deploy", 22, "sudo true").ok();
+    machine.ssh(22, "true").code(255);
+}
+
 /// The family of addresses over which somebody has come in goes.
 #[test]
 fn the_family_of_this_session_stays() {

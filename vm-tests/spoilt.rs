@@ -149,6 +149,19 @@ fn where_the_socket_listens_after_a_rollback() {
     assert_state(&machine, &Want::socket(22));
 }
 
+/// sshd would start, and turn everybody away.
+#[test]
+fn the_files_shut_everybody_out() {
+    for suite in [Suite::Bookworm, Suite::Trixie] {
+        let machine = Machine::boot(suite, |_| {});
+        let own = "/etc/ssh/sshd_config.d/20-own.conf";
+        let said = spoil(&machine, &format!("echo 'AllowGroups nobody' > {own}"));
+        assert!(said.contains("in no group of AllowGroups (nobody)"), "{said}");
+        machine.sh(&format!("rm {own}"));
+        comes_back(machine, &Want::service(22));
+    }
+}
+
 /// Behind a socket nothing has to run when a way back ends; but it has to when somebody connects. What is mended
 /// is read, also where nobody has told systemd.
 #[track_caller]

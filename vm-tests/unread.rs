@@ -11,16 +11,16 @@ const SHUTS_OUT: &str = "echo 'AllowGroups nobody' > /etc/ssh/sshd_config.d/20-o
 
 #[test]
 fn a_move_by_service() {
-    refused_until_mended(Machine::boot(Suite::Bookworm, |_| {}));
+    refused_until_mended(&Machine::boot(Suite::Bookworm, |_| {}));
 }
 
 #[test]
 fn a_move_from_the_socket() {
-    refused_until_mended(socket_system(Suite::Trixie));
+    refused_until_mended(&socket_system(Suite::Trixie));
 }
 
 /// Whoever is shut out by the files as they are; and what shuts nobody out is none of harden's business.
-fn refused_until_mended(machine: Machine) {
+fn refused_until_mended(machine: &Machine) {
     machine.spec(MOVE);
     machine.ssh(22, "true").ok();
     for (line, why) in [
@@ -29,14 +29,14 @@ fn refused_until_mended(machine: Machine) {
         ("PermitRootLogin no\nDenyUsers deploy", "PermitRootLogin no"),
     ] {
         machine.root().write(OWN, &format!("{line}\n"));
-        is_refused(&machine, &[why]);
+        is_refused(machine, &[why]);
         let there =
-            unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml --confirm probe"));
+            unchanged(machine, || machine.ssh(22, "harden apply -y spec.yaml --confirm probe"));
         assert!(there.code(1).unwrapped().contains(why), "{line}");
     }
     machine.root().write(OWN, "MaxSessions 7\n");
     machine.apply().code(0);
-    assert_state(&machine, &Want::service(2222).with("maxsessions 7"));
+    assert_state(machine, &Want::service(2222).with("maxsessions 7"));
 }
 
 /// The spec would mend it, and the way back would not.

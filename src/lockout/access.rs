@@ -232,7 +232,7 @@ fn few_keys(times: usize, admin: &Admin, effective: &Effective, keys: &Keys) -> 
 }
 
 /// Whether there may be keys that cannot be seen from here.
-fn has_unseen_keys(effective: &Effective, keys: &Keys) -> bool {
+pub(super) fn has_unseen_keys(effective: &Effective, keys: &Keys) -> bool {
     ["authorizedkeyscommand", "trustedusercakeys"].iter().any(|keyword| {
         let path = value(effective, keyword).split(' ').next().unwrap_or_default();
         path.starts_with('/') && keys.files.exists(Path::new(path))

@@ -223,6 +223,7 @@ impl<'g> Guards<'g> {
         // Who does not get in today is not the plan's to let in.
         let counts = |admin: &Admin| admin.listed || unread || gets_in(admin, &now, &keys);
         let (enters, lost) = sorted(&admins, &then, &keys, counts);
+        let told: Vec<String> = lost.iter().map(|(admin, _)| admin.user.name.clone()).collect();
         risks.extend(lost.into_iter().map(|(admin, found)| shut_out(admin, found, &then, &keys)));
         for admin in enters.iter().filter(|admin| admin.listed && !users::becomes_root(&admin.user))
         {
@@ -236,7 +237,7 @@ impl<'g> Guards<'g> {
                 ),
             });
         }
-        risks.extend(session::risk(&admins, &now, &then, &keys));
+        risks.extend(session::risk(&admins, (&now, &then), &keys, &told));
         if unread || is_about_passwords(before, plan) {
             risks.extend(passwords(&admins, (!unread).then_some(&now), &then, &keys));
         }
@@ -306,6 +307,30 @@ pub fn refuse_unread(files: &Files, observed: &Observed, plan: &Plan) -> Result<
     let risks = Guards::new(files, &[], observed, plan, &scratch).risks();
     let Some(Risk { message, fix }) = risks.into_iter().next() else { return Ok(()) };
     Err(Refusal::new("lockout", message, fix).into())
+}
+
+/// Whom sshd's files shut out who got in before somebody has edited them, and what to do about it; of these, or
+/// of those who are logged in.
+pub fn shut_out_since(
+    files: &Files,
+    then: &Observed,
+    now: &Observed,
+    listed: &[String],
+) -> Option<String> {
+    let settings = |host: &Observed| host.command_line.settings();
+    if then.config == now.config && settings(then) == settings(now) {
+        return None;
+    }
+    let scratch = Scratch::of(files, &then.config).ok()?;
+    let keys = Keys::new(files, scratch.folder());
+    let way = Way::now(then);
+    let was = View::new(Some(scratch.main()), settings(then), way);
+    let is = View::new(None, settings(now), way);
+    let admins = admins(listed);
+    let (_, lost) = sorted(&admins, &is, &keys, |admin| gets_in(admin, &was, &keys));
+    let (admin, found) = lost.into_iter().next()?;
+    let Risk { message, fix } = shut_out(admin, found, &is, &keys);
+    Some(format!("{message}; {fix}"))
 }
 
 /// Those who may take root's place, from where root comes.

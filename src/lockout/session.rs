@@ -2,16 +2,26 @@
 
 use std::path::Path;
 
+use super::access::{self, Obstacle, obstacle};
 use super::keys::{Key, Keys};
-use super::{Admin, Risk, View};
+use super::{Admin, Risk, View, gets_in, in_place_of};
 use crate::sshd::Effective;
 use crate::sshd::criteria::pattern_list;
 use crate::sys::Command;
 use crate::sys::process::Session;
 use crate::sys::users;
 
-/// The key with which this very session was opened; where sshd has not logged that, any of those it may be.
-pub(super) fn risk(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
+/// The key with which this very session was opened; where sshd has not logged that, any of those it may be. It has
+/// to open another one: its user's, or in place of one who is shut out, of somebody who can become root.
+///
+/// `views`: what is in effect now, and what will be. `told`: who is known to be shut out already.
+pub(super) fn risk(
+    admins: &[Admin],
+    views: (&View, &View),
+    keys: &Keys,
+    told: &[String],
+) -> Option<Risk> {
+    let (now, then) = views;
     let session = Session::present()?;
     let (name, logged) = match opened(&session) {
         Opened::ByKey(name, key) => (name, Some(key)),
@@ -22,6 +32,7 @@ pub(super) fn risk(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Op
     let from = Some(session.client.ip());
     let admin =
         known.or_else(|| Some(Admin { user: users::named(&name)?, from, listed: false }))?;
+    let will_be = then;
     let (now, then) = (now.of(&admin)?, then.of(&admin)?);
     let (before, after) = (keys.accepted(&admin, &now), keys.accepted(&admin, &then));
     let may_be = |key: &&Key| {
@@ -29,6 +40,12 @@ pub(super) fn risk(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Op
     };
     let stays =
         |key: &&Key| after.iter().any(|other| other.print.fingerprint == key.print.fingerprint);
+    let opened_it: Vec<&Key> = before.iter().filter(may_be).collect();
+    if !(opened_it.is_empty() || told.contains(&name))
+        && let Some(found) = obstacle(&admin, &then, keys)
+    {
+        return opens_nothing(&admin, found, &opened_it, will_be, keys);
+    }
     let message = match &logged {
         Some(key) if !before.iter().any(|other| may_be(&other)) => {
             let why = unseen_is_lost(keys, key, &now, &then)?;
@@ -54,6 +71,42 @@ pub(super) fn risk(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Op
     let fix =
         format!("add a key of {name}'s that the plan accepts, and open a session with it first");
     Some(Risk { message, fix })
+}
+
+/// The user of this session is shut out, and nobody who takes their place has a key that may have opened it.
+fn opens_nothing(
+    admin: &Admin,
+    found: Obstacle,
+    opened_it: &[&Key],
+    then: &View,
+    keys: &Keys,
+) -> Option<Risk> {
+    let is_it =
+        |key: &Key| opened_it.iter().any(|other| other.print.fingerprint == key.print.fingerprint);
+    let enters = |other: &Admin| gets_in(other, then, keys);
+    let with_it = |other: &Admin| {
+        then.of(other).is_some_and(|effective| {
+            access::has_unseen_keys(&effective, keys)
+                || keys.accepted(other, &effective).iter().any(is_it)
+        })
+    };
+    let others: Vec<Admin> = in_place_of(admin).filter(enters).collect();
+    if others.iter().any(with_it) {
+        return None;
+    }
+    let (name, Obstacle { why, fix }) = (&admin.user.name, found);
+    let message =
+        format!("the key with which {name} opened this session would open none any more: {why}");
+    Some(match others.first() {
+        None => Risk { message, fix },
+        Some(other) => {
+            let other = &other.user.name;
+            Risk {
+                message: format!("{message}, and {other}, who gets in, has not got that key"),
+                fix: format!("give {other} that key too, or apply it from a session of {other}'s"),
+            }
+        }
+    })
 }
 
 /// How a session was opened.

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::lockout;
 use crate::observe::{self, Ahead, Observed, PRIVSEP};
 use crate::step::Expectation;
 use crate::sys::probe::Visitor;
@@ -81,6 +82,8 @@ pub trait Machine {
     fn listen(&self, sshd: &OwnSshd) -> Result<Process>;
     /// Makes sure that sshd would start with these arguments.
     fn accepts(&self, sshd: &OwnSshd) -> Result<()>;
+    /// Whom sshd's files shut out since somebody has edited them, of these or of those who are logged in.
+    fn shut_out(&self, then: &Observed, now: &Observed, admins: &[String]) -> Option<String>;
     /// Ends such an sshd where it runs; its sessions live on.
     fn silence(&self, unit: &str) -> Result<()>;
     /// The units in a state (`active`, `failed`) whose names match any of the patterns.
@@ -503,6 +506,10 @@ impl Machine for RealMachine {
         } else {
             Err(SysError::new(what, ran.stderr.trim()))
         }
+    }
+
+    fn shut_out(&self, then: &Observed, now: &Observed, admins: &[String]) -> Option<String> {
+        lockout::shut_out_since(&self.files, then, now, admins)
     }
 
     fn silence(&self, unit: &str) -> Result<()> {

@@ -199,7 +199,10 @@ impl<'r, 'm> Way<'r, 'm> {
         let owners = [&self.run.before.socket, &self.run.before.service].into_iter();
         let owners = owners.filter(|unit| unit.is_active()).map(|unit| unit.name.as_str());
         let owners: Vec<_> = owners.collect();
-        now.obstacle(&owners).or_else(|| self.elsewhere(now, owners.first()?))
+        let admins = self.run.terms.as_ref().map(|terms| terms.admins.as_slice());
+        let before = &self.run.before;
+        let shut_out = || self.run.machine.shut_out(before, now, admins.unwrap_or_default());
+        now.obstacle(&owners).or_else(|| self.elsewhere(now, owners.first()?)).or_else(shut_out)
     }
 
     /// Somebody has edited where sshd listens: it would start, and not be back.

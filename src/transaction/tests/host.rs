@@ -385,6 +385,10 @@ impl Machine for Fake {
         Ok(())
     }
 
+    fn shut_out(&self, _: &Observed, _: &Observed, _: &[String]) -> Option<String> {
+        None
+    }
+
     fn silence(&self, unit: &str) -> Result<()> {
         if !self.host.borrow().active.contains_key(unit) {
             return Ok(());
