@@ -134,6 +134,27 @@ fn where_sshd_listens_after_a_rollback() {
     assert_state(&machine, &Want::service(22));
 }
 
+/// On the command line, somebody's words beside those that come back.
+#[test]
+fn another_port_beside_those_that_come_back() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    let opts = "SSHD_OPTS=\"-p 2022 -o MaxAuthTries=5\"";
+    machine.sh(&format!("echo '{opts}' > /etc/default/ssh; systemctl restart ssh.service"));
+    machine.spec(MOVE);
+    machine.apply().code(0);
+    let own = "/etc/systemd/system/ssh.service.d/own.conf";
+    let line = "[Service]\nExecStart=\nExecStart=/usr/sbin/sshd -D -p 2023 $SSHD_OPTS\n";
+    machine.root().write(own, line);
+    machine.sh("systemctl daemon-reload; systemctl restart ssh.service");
+    let refused = machine.exec("harden rollback -y").code(1);
+    assert!(refused.unwrapped().contains("`-p 2023` on sshd's command line"), "{refused:?}");
+    machine.ssh(2023, "true").ok();
+    machine.sh(&format!("rm {own}; systemctl daemon-reload; systemctl restart ssh.service"));
+    machine.exec("harden rollback -y").code(0);
+    machine.sh(&format!("grep -x '{opts}' /etc/default/ssh"));
+    machine.ssh(2022, "true").ok();
+}
+
 /// Where the socket listens, too.
 #[test]
 fn where_the_socket_listens_after_a_rollback() {
@@ -406,4 +427,31 @@ fn behind_the_socket_the_network_comes_late_after_a_power_cut() {
     };
     assert!(entered("ssh.socket") <= entered("sockets.target"), "ssh.socket was restarted");
     assert_over(&mut machine, &Want::socket(22));
+}
+
+/// What would have come at the next boot comes again, and is told.
+#[test]
+fn what_the_next_boot_brings_is_told() {
+    for (suite, before, told) in [
+        (Suite::Bookworm, "systemctl disable ssh.service", "ssh.service was not enabled"),
+        (Suite::Trixie, "systemctl enable ssh.socket", "ssh.socket was enabled: it would have"),
+    ] {
+        let machine = Machine::boot(suite, |_| {});
+        machine.sh(before);
+        let states = "systemctl is-enabled ssh.service ssh.socket; systemctl is-active ssh.service ssh.socket; true";
+        let (units, etc) = (machine.exec(states).stdout, machine.root().state_of_etc());
+        machine.spec(MOVE);
+        machine.apply().code(0);
+        let undone = machine.exec("harden rollback -y").code(0);
+        assert!(
+            undone.stdout.split_whitespace().collect::<Vec<_>>().join(" ").contains(told),
+            "{undone:?}"
+        );
+        assert_eq!(
+            undone.stderr.contains("and enabled for the next boot"),
+            suite == Suite::Trixie,
+            "{undone:?}"
+        );
+        assert_eq!((machine.exec(states).stdout, machine.root().state_of_etc()), (units, etc));
+    }
 }

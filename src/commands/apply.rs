@@ -10,6 +10,7 @@ use harden::report::{human, json};
 use harden::saved::SavedPlan;
 use harden::spec;
 use harden::sshd::reading::Reading;
+use harden::step::Expectation;
 use harden::step::{Op, Role};
 use harden::sys::process::Session;
 use harden::sys::systemd::Systemd;
@@ -323,6 +324,19 @@ fn incomplete(left: &[String]) -> &'static str {
     }
 }
 
+/// What was proven, as far as the next boot.
+fn done(plan: Option<&Plan>) -> &'static str {
+    let lasts = |plan: &Plan| {
+        let Expectation { units, owner, .. } = &plan.expect;
+        units.iter().any(|unit| unit.name == *owner && unit.enabled)
+    };
+    if plan.is_none_or(lasts) {
+        "done: listeners, units and values are proven, and enabled for the next boot"
+    } else {
+        "done: listeners, units and values are proven; for the next boot nothing is enabled"
+    }
+}
+
 /// Says how a transaction ended; `None` is one that goes on without this terminal.
 pub(super) fn ended(id: &str, plan: Option<Plan>, outcome: Option<Outcome>) -> Ended {
     let report = |code: &str, message: String, hint: &str| {
@@ -330,8 +344,7 @@ pub(super) fn ended(id: &str, plan: Option<Plan>, outcome: Option<Outcome>) -> E
     };
     let (outcome, code, error) = match outcome {
         Some(Outcome::Applied) => {
-            let done =
-                "done: listeners, units and values are proven, and enabled for the next boot";
+            let done = done(plan.as_ref());
             tell(|out| writeln!(out, "{}", human::note(done)));
             ("applied", exit::OK, None)
         }

@@ -92,15 +92,43 @@ pub fn undo(
     let (trial, steps) = arrange::arrange(observed, &expect, steps, &transition);
     let options = command_line(earlier, observed).settings();
     let candidate = candidate(earlier.before, observed, &sshd);
-    Ok(Plan { changes, warnings: Vec::new(), trial, steps, expect, candidate, options })
+    let warnings = at_boot(earlier, &expect);
+    Ok(Plan { changes, warnings, trial, steps, expect, candidate, options })
 }
 
-/// The command line that sshd will have: the present one, unless the transaction has changed its file.
-fn command_line<'o>(earlier: Earlier<'o>, observed: &'o Observed) -> &'o CommandLine {
-    let file = earlier.before.command_line.file.as_ref();
-    let changed =
-        file.is_some_and(|file| earlier.images.iter().any(|(path, _)| *path == file.real));
-    if changed { &earlier.before.command_line } else { &observed.command_line }
+/// What the next boot would make of the state before.
+fn at_boot(earlier: Earlier, expect: &Expectation) -> Vec<String> {
+    let Earlier { id, before, .. } = earlier;
+    let Expectation { owner, .. } = expect;
+    let starts = |name: &str| expect.units.iter().any(|unit| unit.name == name && unit.enabled);
+    let other = &before.socket.name;
+    let is_left_out = !starts(owner) && !starts(other);
+    let is_left_out = is_left_out.then(|| {
+        format!(
+            "before transaction {id} {owner} was not enabled: it would not start at the next boot"
+        )
+    });
+    let is_taken = (owner != other && starts(other)).then(|| {
+        format!("before transaction {id} {other} was enabled: it would have the port after the next boot")
+    });
+    is_left_out.into_iter().chain(is_taken).collect()
+}
+
+/// The command line that sshd will have: the present one, with the words from the environment file as they were
+/// where the transaction has changed that, and the unit still reads it.
+fn command_line(earlier: Earlier, observed: &Observed) -> CommandLine {
+    let then = &earlier.before.command_line;
+    let comes_back = |file: &&ConfigFile| {
+        let reads = observed.service.environment_files.contains(&file.path);
+        reads && earlier.images.iter().any(|(path, _)| *path == file.real)
+    };
+    let names = [format!("${}", then.variable), format!("${{{}}}", then.variable)];
+    let is_used = observed.service.exec_start.iter().any(|word| names.contains(word));
+    let mut line = observed.command_line.clone();
+    if is_used && then.file.as_ref().filter(comes_back).is_some() {
+        line.words.clone_from(&then.words);
+    }
+    line
 }
 
 /// A unit file or a mask where the transaction has made links alone is somebody's, and stays theirs.

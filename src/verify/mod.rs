@@ -69,7 +69,9 @@ pub fn state(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
         }
         if wanted.enabled != unit.is_enabled() {
             faults.push(format!("{} is {}", unit.name, unit.file));
-        } else if let (Some(false), Some(by)) = (wanted.active, unit.wanted_by.first()) {
+        } else if let (false, Some(false), Some(by)) =
+            (wanted.enabled, wanted.active, unit.wanted_by.first())
+        {
             faults.push(format!("{by} pulls {} in at the next boot", unit.name));
         }
     }
