@@ -453,3 +453,29 @@ fn a_value_with_an_open_quote() {
     assert!(wrong.stderr.contains("a quote is not closed"), "{wrong:?}");
     assert!(wrong.stderr.contains("spec.yaml:4"), "{wrong:?}");
 }
+
+/// Before 8.7 two keywords have sshd ask on the keyboard, and one of them says no in vain.
+#[test]
+fn the_keyboard_is_off_on_an_old_sshd() {
+    for (line, keyword) in [
+        ("ChallengeResponseAuthentication yes", "KbdInteractiveAuthentication"),
+        ("KbdInteractiveAuthentication yes", "ChallengeResponseAuthentication"),
+    ] {
+        let machine = Machine::boot(Suite::Bullseye, |_| {});
+        machine.sh(&format!(
+            "sed -i '/^ChallengeResponse/d; 1i {line}' /etc/ssh/sshd_config; systemctl restart ssh"
+        ));
+        let settings = format!("PasswordAuthentication: no, {keyword}: no");
+        machine.spec(&format!("version: 1\nssh: {{settings: {{{settings}}}}}\n"));
+        machine.apply().code(0);
+        let methods = machine.ssh_args("10.77.0.2", 22, "deploy");
+        let offered = std::process::Command::new("ip")
+            .args(methods)
+            .args(["-v", "-o", "PreferredAuthentications=none", "true"])
+            .output()
+            .unwrap();
+        let offered = String::from_utf8_lossy(&offered.stderr).into_owned();
+        assert!(offered.contains("Permission denied (publickey)"), "{offered}");
+        machine.exec("harden verify spec.yaml").code(0);
+    }
+}

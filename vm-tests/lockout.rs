@@ -2,6 +2,7 @@
 
 use crate::machine::{Machine, Suite};
 use crate::on_debian;
+use crate::operator::{MOVE, socket_system};
 use crate::state::unchanged;
 
 on_debian!(
@@ -549,4 +550,28 @@ fn hardware_keys_open_sessions_too() {
     spec(&machine, "{UsePAM: yes}", "");
     let back = unchanged(&machine, || machine.exec("harden apply -y --confirm probe spec.yaml"));
     assert_eq!(back.code, 4, "{back:?}");
+}
+
+/// What a unit does to its sshd, no sshd of harden's own shows: refused, until sshd has run with it.
+#[test]
+fn a_unit_that_shuts_its_sshd_in() {
+    for (suite, by_socket) in [(Suite::Bookworm, false), (Suite::Trixie, true)] {
+        let machine = if by_socket { socket_system(suite) } else { Machine::boot(suite, |_| {}) };
+        machine.spec(MOVE);
+        let own = "/etc/systemd/system/ssh.service.d/own.conf";
+        for line in ["ProtectHome=yes", "NoNewPrivileges=true", "InaccessiblePaths=/home /root"] {
+            machine.root().write(own, &format!("[Service]\n{line}\n"));
+            machine.sh("systemctl daemon-reload");
+            let refused = unchanged(&machine, || machine.apply().code(1)).unwrapped();
+            assert!(refused.contains(&format!("ssh.service has `{line}` ({own})")), "{refused}");
+        }
+        machine.root().write(own, "[Service]\nProtectHome=yes\nProtectHome=read-only\n");
+        machine.sh("systemctl daemon-reload");
+        machine.apply().code(0);
+        machine.root().write(own, "[Service]\nNoNewPrivileges=yes\n");
+        machine.sh("systemctl daemon-reload");
+        assert!(machine.exec("harden rollback -y").code(1).unwrapped().contains(own));
+        machine.sh("systemctl restart ssh.service");
+        machine.exec("harden rollback -y").code(0);
+    }
 }

@@ -185,3 +185,61 @@ fn in_the_file_system_too() {
     let plan = machine.exec("harden plan spec.yaml").code(0);
     assert!(plan.stdout.contains("listens on /run/admin.sock too, which ends"), "{plan:?}");
 }
+
+/// With `Accept=yes` each connection has an sshd with options of its own, which say what is in effect.
+#[test]
+fn other_options_for_each_connection() {
+    let machine = socket_system(Suite::Bullseye);
+    machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no}}\n");
+    let own = "/etc/systemd/system/ssh@.service.d/own.conf";
+    let lines = [
+        "ExecStart=\nExecStart=-/usr/sbin/sshd -i -o PasswordAuthentication=yes",
+        "ExecStart=\nExecStart=-/usr/sbin/sshd -i -f /etc/ssh/other",
+        "EnvironmentFile=\nEnvironment=SSHD_OPTS=-oPasswordAuthentication=yes",
+    ];
+    for line in lines {
+        machine.root().write(own, &format!("[Service]\n{line}\n"));
+        machine.sh("systemctl daemon-reload");
+        let refused = unchanged(&machine, || machine.apply().code(1));
+        assert!(refused.unwrapped().contains("ssh@.service starts sshd with"), "{refused:?}");
+    }
+    machine.sh(&format!("rm {own}; systemctl daemon-reload"));
+    machine.apply().code(0);
+    machine.root().write(own, &format!("[Service]\n{}\n", lines[0]));
+    machine.sh("systemctl daemon-reload");
+    machine.exec("harden verify spec.yaml").code(3);
+    // Nor does anybody get in, on the way from the service to the socket, behind a home that is not there.
+    let machine = Machine::boot(Suite::Bullseye, |_| {});
+    machine.spec("version: 1\nssh: {port: 2222, socket: enabled}\n");
+    machine.root().write(own, "[Service]\nProtectHome=yes\n");
+    machine.sh("systemctl daemon-reload");
+    let refused = unchanged(&machine, || machine.apply().code(1));
+    assert!(refused.unwrapped().contains("ssh@.service has `ProtectHome=yes`"), "{refused:?}");
+}
+
+/// A socket that starts a service of somebody's own.
+#[test]
+fn another_service_behind_it() {
+    let machine = socket_system(Suite::Trixie);
+    let own = "/etc/systemd/system/own.service";
+    machine.sh(&format!("cp /usr/lib/systemd/system/ssh.service {own}; sed -i '/^Alias/d' {own}; mkdir -p /etc/systemd/system/ssh.socket.d; \
+         printf '[Socket]\\nService=own.service\\n' > /etc/systemd/system/ssh.socket.d/own.conf; \
+         systemctl stop ssh.socket ssh.service; systemctl daemon-reload; systemctl start ssh.socket"));
+    machine.ssh(22, "true").ok();
+    let refused = machine.apply().code(1);
+    assert!(refused.unwrapped().contains("ssh.socket starts own.service"), "{refused:?}");
+    machine.ssh(22, "true").ok();
+}
+
+/// A variable has the value of its file, whatever the unit says.
+#[test]
+fn a_variable_of_the_unit_and_of_its_file() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    let own = "/etc/systemd/system/ssh.service.d/own.conf";
+    machine.root().write(own, "[Service]\nEnvironment=SSHD_OPTS=-oPasswordAuthentication=yes\n");
+    machine.sh("systemctl daemon-reload; systemctl restart ssh.service");
+    machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no}}\n");
+    machine.apply().code(0);
+    machine.sh("sed -i /^SSHD_OPTS/d /etc/default/ssh; systemctl restart ssh.service");
+    machine.exec("harden verify spec.yaml").code(3);
+}

@@ -5,6 +5,7 @@ mod ask;
 mod listeners;
 mod obstacles;
 mod read;
+mod untried;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -17,6 +18,8 @@ pub use ask::{Ahead, ask_sshd, sshd_program};
 pub use read::{
     check_clients, check_host, config_tree, connect, last_change, no_bus, observe, sessions_drop_in,
 };
+
+pub use untried::Untried;
 
 use crate::sshd::algorithms::Algorithms;
 use crate::sshd::release::Release;
@@ -75,6 +78,12 @@ pub struct Observed {
     /// or missing: the unit, and what it needs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost_needs: Vec<(String, String)>,
+    /// What the units would do to an sshd that they start, and no sshd has run with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub untried: Vec<Untried>,
+    /// Of a socket with `Accept=yes`: the command line of the sshd that each connection starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_connection: Option<CommandLine>,
     /// Files of other units in which it stands that they pull the socket in.
     pub pulled_in_by: Vec<PathBuf>,
     /// Text of the two units' own files and drop-ins.
@@ -164,6 +173,11 @@ impl CommandLine {
     }
 }
 
+/// What a socket with `Accept=yes` starts for each connection (systemd.socket(5)).
+fn template(socket: &str) -> String {
+    socket.replace(".socket", "@.service")
+}
+
 fn settings(words: &[String]) -> Vec<String> {
     let options = options::parse(words).into_iter().filter(|option| option.sets.is_some());
     options.flat_map(|option| option.words).collect()
@@ -234,6 +248,11 @@ impl Observed {
     /// is not known by whom it lets in.
     pub fn is_unread(&self) -> bool {
         self.service.is_active() && (self.stale || !self.command_line.is_running())
+    }
+
+    /// The unit whose sshd serves the connections of the socket.
+    pub fn behind_socket(&self) -> String {
+        if self.socket.accept { template(&self.socket.name) } else { self.service.name.clone() }
     }
 
     /// Where the two units themselves listen now.

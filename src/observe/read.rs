@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::ask::{Ahead, Said, answer, ask_sshd, sshd_program};
 use super::listeners::listeners;
-use super::{CommandLine, MAIN_CONFIG, NOT_TO_BE_RUN, Observed, UNIT_FOLDER, Verdict};
+use super::untried::{Untried, untried};
+use super::{CommandLine, MAIN_CONFIG, NOT_TO_BE_RUN, Observed, UNIT_FOLDER, Verdict, template};
 use crate::error::{Error, Refusal};
 use crate::sshd::release::Release;
 use crate::sshd::tree::{absolute, spelt_out};
@@ -26,12 +27,14 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let mut unseen = Vec::new();
     let Said { release, algorithms, verdict, had_folder } = ahead.said();
     let config = config_tree(files, &release, &mut unseen);
-    let command_line = command_line(files, &service);
+    let command_line = command_line_of(files, &service);
     let unit_files = unit_files(files, [&service, &socket]);
     let dependents = dependents(systemd, [&service, &socket])?;
     let lingering = lingering(files, systemd, &socket)?;
-    let lost_needs = lost_needs(systemd, [&service, &socket])?;
+    let instance = instance(systemd, &socket)?;
+    let lost_needs = lost_needs(systemd, [&service, &socket], instance.as_ref())?;
     let pulled_in_by = pulled_in_by(files, systemd, &socket)?;
+    let untried = untried_of(files, [&service, &socket], instance.as_ref());
     // Options on sshd's command line are rare; where there are some, it is asked again.
     let effective = match command_line.settings().as_slice() {
         [] => answer(verdict),
@@ -63,6 +66,8 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         dependents,
         lingering,
         lost_needs,
+        untried,
+        per_connection: instance.as_ref().map(|instance| command_line_of(files, instance)),
         had_run_folder: had_folder,
         pulled_in_by,
         unit_files,
@@ -167,7 +172,11 @@ fn dependents(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<String>, Error
 }
 
 /// Without these a start fails (systemd.unit(5), `Requires=`; systemd.socket(5), `Service=`).
-fn lost_needs(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<(String, String)>, Error> {
+fn lost_needs(
+    systemd: &Systemd,
+    units: [&Unit; 2],
+    instance: Option<&Unit>,
+) -> Result<Vec<(String, String)>, Error> {
     let mut lost = Vec::new();
     for unit in units {
         for name in unit.requires.iter().chain(&unit.triggers) {
@@ -176,14 +185,34 @@ fn lost_needs(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<(String, Strin
                 lost.push((unit.name.clone(), name.clone()));
             }
         }
-        if unit.accept {
-            let instance = Unit::read(systemd, &unit.name.replace(".socket", "@harden.service"))?;
-            if !instance.exists() || instance.is_masked() || instance.is_broken() {
-                lost.push((unit.name.clone(), unit.name.replace(".socket", "@.service")));
-            }
-        }
+    }
+    let is_lost = |unit: &&Unit| !unit.exists() || unit.is_masked() || unit.is_broken();
+    if instance.filter(is_lost).is_some() {
+        let [_, socket] = units;
+        lost.push((socket.name.clone(), template(&socket.name)));
     }
     Ok(lost)
+}
+
+/// What a socket with `Accept=yes` would start for the next connection.
+fn instance(systemd: &Systemd, socket: &Unit) -> Result<Option<Unit>, Error> {
+    let name = socket.name.replace(".socket", "@harden.service");
+    Ok(if socket.accept { Some(Unit::read(systemd, &name)?) } else { None })
+}
+
+/// What the unit that serves would do to its sshd, and has done to none so far.
+fn untried_of(
+    files: &Files,
+    [service, socket]: [&Unit; 2],
+    instance: Option<&Unit>,
+) -> Vec<Untried> {
+    let texts = |unit: &Unit| unit_files(files, [unit]);
+    let own = untried(files, service, &texts(service), service.is_active());
+    let behind = instance.and_then(|instance| {
+        let found = untried(files, instance, &texts(instance), socket.is_active())?;
+        Some(Untried { unit: template(&socket.name), ..found })
+    });
+    own.into_iter().chain(behind).collect()
 }
 
 /// Sessions of a socket with `Accept=yes`, which may outlive it, where no drop-in has them spare sshd's folder.
@@ -251,31 +280,34 @@ fn read_config(files: &Files, path: &Path, unseen: &mut Vec<String>) -> Option<C
     }
 }
 
-fn command_line(files: &Files, service: &Unit) -> CommandLine {
-    let mut line =
-        CommandLine { running: running_words(service.main_pid), ..CommandLine::default() };
-    for word in service.exec_start.iter().skip(1) {
+/// The command line with which a unit starts sshd. A variable has the value of the last file that sets it, else that
+/// of the unit itself (systemd.exec(5), `EnvironmentFile=`).
+fn command_line_of(files: &Files, unit: &Unit) -> CommandLine {
+    let mut line = CommandLine { running: running_words(unit.main_pid), ..CommandLine::default() };
+    for word in unit.exec_start.iter().skip(1) {
         let variable = word.strip_prefix('$').map(|name| name.trim_matches(['{', '}']));
         let Some(variable) = variable else {
             line.fixed.push(word.clone());
             continue;
         };
-        let mut assigned = service.environment.iter().filter_map(|pair| pair.split_once('='));
-        if let Some((_, value)) = assigned.rfind(|(name, _)| *name == variable) {
-            line.fixed.extend(value.split_whitespace().map(str::to_owned));
-        }
-        for path in &service.environment_files {
-            let Some(file) = read_config(files, path, &mut Vec::new()) else { continue };
-            match options::variable(&file.text, variable) {
-                Some(found) if found.plain && is_changeable(&file) && line.words.is_empty() => {
-                    variable.clone_into(&mut line.variable);
-                    line.words = found.words();
-                    line.file = Some(file);
+        let set = |path: &PathBuf| {
+            let file = read_config(files, path, &mut Vec::new())?;
+            Some((options::variable(&file.text, variable)?, file))
+        };
+        let mut assigned = unit.environment.iter().filter_map(|pair| pair.split_once('='));
+        match unit.environment_files.iter().rev().find_map(set) {
+            Some((found, file)) if found.plain && is_changeable(&file) && line.words.is_empty() => {
+                variable.clone_into(&mut line.variable);
+                line.words = found.words();
+                line.file = Some(file);
+            }
+            // Quotes inside, several lines, a second variable, a file of the distribution's (the
+            // crypto policy): understood, but not for harden to rewrite.
+            Some((found, _)) => line.fixed.extend(found.words()),
+            None => {
+                if let Some((_, value)) = assigned.rfind(|(name, _)| *name == variable) {
+                    line.fixed.extend(value.split_whitespace().map(str::to_owned));
                 }
-                // Quotes inside, several lines, a second variable, a file of the distribution's (the
-                // crypto policy): understood, but not for harden to rewrite.
-                Some(found) => line.fixed.extend(found.words()),
-                None => {}
             }
         }
     }
@@ -342,8 +374,7 @@ fn seen_otherwise(files: &Files, config: &ConfigTree, service: &Unit) -> Vec<Pat
 
 /// The drop-in of the units that a socket with `Accept=yes` starts for each connection, until the next boot.
 pub fn sessions_drop_in(socket: &str) -> PathBuf {
-    let template = socket.replace(".socket", "@.service");
-    Path::new("/run/systemd/system").join(format!("{template}.d")).join("zz-harden.conf")
+    Path::new("/run/systemd/system").join(format!("{}.d", template(socket))).join("zz-harden.conf")
 }
 
 /// Folders for drop-ins that do not exist yet.

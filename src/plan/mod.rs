@@ -69,7 +69,8 @@ impl Plan {
 /// # Errors
 /// A refusal where no way is safe: the reason, and what to do.
 pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
-    let (spec, about_profile) = concern::profile::resolve(spec, observed)?;
+    let (mut spec, mut about_spec) = concern::profile::resolve(spec, observed)?;
+    about_spec.extend(concern::sshd_config::switch_keyboard_off(&mut spec, &observed.release));
     let spec = &spec;
     concern::units::refuse_unread(observed)?;
     let bare = concern::sshd_config::without_harden(observed)?;
@@ -80,7 +81,7 @@ pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
     let options = concern::command_line::rewrite(spec, observed, &listening)?;
 
     let mut warnings = unseen(observed);
-    warnings.extend(about_profile);
+    warnings.extend(about_spec);
     warnings.extend(listening.late(observed));
     warnings.extend(listening.lost_family(observed));
     warnings.extend(config.part.warnings);

@@ -83,6 +83,7 @@ pub fn undo(
     let transition = transition(earlier, observed, settle, &why)?;
     concern::units::refuse_refusing(observed, transition.steps())?;
     concern::units::refuse_taken(observed, &earlier.before.held())?;
+    concern::units::refuse_untried(observed, &serving(earlier.before))?;
     let unit_texts = texts(&units, "units").into_iter().chain(sparing).collect();
     let transition = Transition { files: unit_texts, ..transition };
     let expect = expectation(earlier.before, &transition);
@@ -94,6 +95,11 @@ pub fn undo(
     let candidate = candidate(earlier.before, observed, &sshd);
     let warnings = at_boot(earlier, &expect);
     Ok(Plan { changes, warnings, trial, steps, expect, candidate, options })
+}
+
+/// The unit whose sshd people would come in by.
+fn serving(before: &Observed) -> String {
+    if before.socket.is_active() { before.behind_socket() } else { before.service.name.clone() }
 }
 
 /// What the next boot would make of the state before.

@@ -2,7 +2,9 @@
 //! and where that leaves none it lets nobody in (auth2.c, `auth2_setup_methods_lists`). Pure.
 
 use crate::error::Refusal;
+use crate::spec::{Setting, Spec};
 use crate::sshd::reading::{Blocks, Effect, Place, Reading};
+use crate::sshd::release::Release;
 
 /// Methods, the keyword that switches each on or off, and whether it is on where no line says so.
 const METHODS: [(&str, &str, bool); 5] = [
@@ -12,6 +14,34 @@ const METHODS: [(&str, &str, bool); 5] = [
     ("hostbased", "HostbasedAuthentication", false),
     ("gssapi-with-mic", "GSSAPIAuthentication", false),
 ];
+
+/// Before 8.7 either of them has sshd ask on the keyboard (sshd.c, `main`).
+const KEYBOARD: [&str; 2] = ["KbdInteractiveAuthentication", "ChallengeResponseAuthentication"];
+
+/// Where a spec sets one of the keywords to no by which an old sshd asks on the keyboard, sets the other one too;
+/// and says so.
+pub(crate) fn switch_keyboard_off(spec: &mut Spec, release: &Release) -> Option<String> {
+    if release.is_at_least(8, 7) {
+        return None;
+    }
+    let of = |keyword: &str| {
+        spec.ssh.settings.iter().find(|setting| setting.keyword.eq_ignore_ascii_case(keyword))
+    };
+    let is_off = |setting: &&Setting| {
+        setting.lines.first().is_some_and(|line| line.eq_ignore_ascii_case("no"))
+    };
+    let [one, other] = KEYBOARD;
+    let unset = |keyword: &&str| of(keyword).is_none();
+    let (off, other) = [(one, other), (other, one)].into_iter().find_map(|(keyword, other)| {
+        Some((of(keyword).filter(is_off)?, Some(other).filter(unset)?))
+    })?;
+    let told =
+        format!("`{} no` takes `{other} no` as well before OpenSSH 8.7: both are set", off.keyword);
+    let at = off.at;
+    let lines = vec!["no".to_owned()];
+    spec.ssh.settings.push(Setting { keyword: other.to_owned(), lines, at });
+    Some(told)
+}
 
 /// Refuses where a list works now and would not under the plan.
 ///
@@ -92,7 +122,6 @@ fn is_on(keyword: &str, block: Option<usize>, globally: &Effect, blocks: &Blocks
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sshd::release::Release;
     use crate::sshd::tree::tests::tree_of;
 
     fn emptied_in(text: &str) -> Vec<(String, &'static str)> {

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub(crate) use in_effect::{Wanted, lost, refuse_lost};
+pub(crate) use methods::switch_keyboard_off;
 use own::{BEGIN, DROP_IN, END, HEADER, MATCH_FILE, SET_ASIDE, bare, is_own, map_lines};
 
 use super::Part;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::concern::listening::{Listening, collide};
 use crate::error::Refusal;
-use crate::observe::{Listener, NOT_TO_BE_RUN, Observed, Owner};
+use crate::observe::{Listener, NOT_TO_BE_RUN, Observed, Owner, Untried};
 use crate::step::{FileChange, Op, Step};
 use crate::sys::process::Process;
 use crate::sys::units::Unit;
@@ -74,6 +74,7 @@ pub(crate) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
     if socket.is_active() {
         refuse_one_interface(observed)?;
     }
+    refuse_other_service(observed)?;
     if observed.not_to_be_run {
         return Err(Refusal::new(
             "not-to-be-run",
@@ -82,6 +83,61 @@ pub(crate) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// What a unit does to its sshd, harden's own have not: what comes of it, nobody has seen yet.
+///
+/// `serving`: the unit whose sshd people would come in by.
+pub(crate) fn refuse_untried(observed: &Observed, serving: &str) -> Result<(), Refusal> {
+    let Some(untried) = observed.untried.iter().find(|untried| untried.unit == serving) else {
+        return Ok(());
+    };
+    let Untried { unit, directive, path } = untried;
+    Err(Refusal::new(
+        "untried",
+        format!(
+            "{unit} has `{directive}` ({}), and no sshd has run with that yet: whether anybody gets in, \
+             and what they may do then, harden cannot try",
+            path.display()
+        ),
+        format!(
+            "take it out there; or see for yourself first: systemctl restart {unit}, and log in anew"
+        ),
+    ))
+}
+
+/// The sshd of each connection has options of its own, and harden looks after those of the service.
+pub(super) fn refuse_other_options(observed: &Observed) -> Result<(), Refusal> {
+    let Some(line) = observed.per_connection.as_ref() else { return Ok(()) };
+    let ours = observed.command_line.settings();
+    let unit = observed.behind_socket();
+    let differs = |words: &Vec<String>| words != &ours;
+    let option = Some(line.settings()).filter(differs).map(|words| words.join(" "));
+    let Some(option) = option.or_else(|| line.other_file()) else { return Ok(()) };
+    let what = if option.is_empty() {
+        format!("{unit} starts sshd without `{}`", ours.join(" "))
+    } else {
+        format!("{unit} starts sshd with `{option}`")
+    };
+    Err(Refusal::new(
+        "shadowed",
+        format!("{what}, and {} does not", observed.service.name),
+        format!("let both have the same options (systemctl cat {unit}), or say `socket: disabled`"),
+    ))
+}
+
+/// A socket that starts something else than sshd's service is somebody's own.
+fn refuse_other_service(observed: &Observed) -> Result<(), Refusal> {
+    let (service, socket) = (&observed.service, &observed.socket);
+    let other = socket.triggers.iter().find(|unit| **unit != service.name);
+    let Some(other) = other.filter(|_| socket.is_active() && !socket.accept) else {
+        return Ok(());
+    };
+    Err(Refusal::new(
+        "other-service",
+        format!("{} starts {other}, and not {}", socket.name, service.name),
+        format!("take Service= out first: systemctl cat {} shows where it stands", socket.name),
+    ))
 }
 
 /// An sshd of harden's own takes connections on every interface, and the proof goes over loopback.

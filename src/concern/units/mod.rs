@@ -8,7 +8,9 @@
 mod conflicts;
 mod drop_ins;
 
-pub(crate) use conflicts::{refuse_blocked, refuse_refusing, refuse_taken, refuse_unread};
+pub(crate) use conflicts::{
+    refuse_blocked, refuse_refusing, refuse_taken, refuse_unread, refuse_untried,
+};
 pub(crate) use drop_ins::sparing_sessions;
 
 use std::collections::BTreeSet;
@@ -95,6 +97,9 @@ impl Planner<'_> {
             || !service.is_active()
             || self.observed.stale
             || !self.listens(&service.name);
+        if restart {
+            conflicts::refuse_untried(self.observed, &service.name)?;
+        }
         let why_socket = self.why_socket_goes();
         let why_service = self.why_service_starts(close, enable);
 
@@ -123,6 +128,7 @@ impl Planner<'_> {
     /// ssh.service lets go of the port, and ssh.socket takes it.
     fn toward_socket(self) -> Result<Transition, Refusal> {
         conflicts::refuse_one_interface(self.observed)?;
+        conflicts::refuse_other_options(self.observed)?;
         let (service, socket) = (&self.observed.service, &self.observed.socket);
         let files = self.socket_files()?;
         let disable = service.is_enabled();
@@ -140,8 +146,11 @@ impl Planner<'_> {
         }
         settle.bring_up(socket, enable, reload);
         settle.reset_failed(&[service, socket]);
-        let take = (rebind || self.files_change || self.observed.stale)
-            .then(|| step(Op::Start(socket.name.clone()), &why_socket));
+        let begins = rebind || self.files_change || self.observed.stale;
+        if begins {
+            conflicts::refuse_untried(self.observed, &self.observed.behind_socket())?;
+        }
+        let take = begins.then(|| step(Op::Start(socket.name.clone()), &why_socket));
         let reasons =
             vec![(socket.name.clone(), why_socket), (service.name.clone(), why_service.clone())];
         let why_stop = "A reload would close its descriptors and open none.";
