@@ -565,3 +565,28 @@ fn a_remedy_opens_nothing_more() {
     machine.sh("sshd -t && kill $(cat /run/sshd.pid) && systemctl start ssh.service");
     is_healthy(&machine);
 }
+
+/// Somebody has units of their own in place of the distribution's: nothing is wrong with that.
+#[test]
+fn units_of_somebodys_own() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    let own = "/etc/systemd/system/own";
+    machine.sh(&format!(
+        "cp /usr/lib/systemd/system/ssh.service {own}.service; sed -i '/^Alias/d' {own}.service; \
+         systemctl disable --now ssh.service; systemctl enable --now own.service"
+    ));
+    machine.ssh(22, "true").ok();
+    is_healthy(&machine);
+    machine.root().write(&format!("{own}.socket"), "[Socket]\nListenStream=22\nAccept=yes\n");
+    let per_connection =
+        "[Service]\nExecStart=-/usr/sbin/sshd -i\nStandardInput=socket\nRuntimeDirectory=sshd\n";
+    machine.root().write(&format!("{own}@.service"), per_connection);
+    machine.sh(
+        "systemctl disable --now own.service; systemctl daemon-reload; systemctl start own.socket",
+    );
+    machine.ssh(22, "true").ok();
+    is_healthy(&machine);
+    machine.sh("systemctl stop own.socket");
+    let (causes, report) = diagnosis(&machine);
+    assert_eq!(causes, ["not-running"], "{report:#}");
+}

@@ -75,6 +75,9 @@ pub enum Fix {
 /// Finds what is wrong, the most fundamental first; nothing on a healthy host.
 pub fn diagnose(case: &Case) -> Vec<Finding> {
     let sight = Sight::new(case);
+    if sight.is_somebody_elses() {
+        return causes::shadowed(case);
+    }
     let mut findings = causes::folder_gone(case);
     findings.extend(causes::configuration(case));
     findings.extend(causes::other_file(case));
@@ -172,6 +175,24 @@ impl<'c> Sight<'c> {
             ));
         }
         Fix::Spec(section)
+    }
+
+    /// Somebody has put units of their own in the place of the two, and an sshd of theirs is wherever the files want
+    /// one.
+    fn is_somebody_elses(&self) -> bool {
+        let Observed { service, socket, listeners, .. } = &self.case.observed;
+        let is_in_use = |unit: &Unit| unit.is_up() || unit.is_enabled();
+        let is_theirs = |listener: &&Listener| match &listener.owner {
+            Owner::Unit(unit) => listener.ssh && ![&service.name, &socket.name].contains(&unit),
+            Owner::Process(process) => {
+                listener.ssh && !is_orphan(listener, &service.name) && !process.unit.is_empty()
+            }
+            Owner::Unseen => false,
+        };
+        let theirs: Vec<SocketAddr> =
+            listeners.iter().filter(is_theirs).flat_map(Listener::serves).collect();
+        let rest = ![service, socket].into_iter().any(is_in_use);
+        rest && !self.wanted.is_empty() && self.wanted.iter().all(|at| theirs.contains(at))
     }
 
     fn agrees(&self) -> bool {

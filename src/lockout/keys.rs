@@ -9,6 +9,7 @@ use super::{Admin, client};
 use crate::sshd::Effective;
 use crate::sshd::authorized_keys::{self, KeyLine};
 use crate::sshd::criteria::{comes_from, pattern_list, takes_nobody};
+use crate::sshd::release::Release;
 use crate::sys::users::{self, User};
 use crate::sys::{Command, Files};
 
@@ -17,6 +18,8 @@ pub(super) struct Keys<'a> {
     pub(super) files: &'a Files,
     /// For copies of single keys.
     folder: &'a Path,
+    /// Which sshd reads them.
+    release: &'a Release,
     /// Keys by their lines, as ssh-keygen(1) has read them: none where a line is no key.
     read: Mutex<BTreeMap<String, Option<Print>>>,
 }
@@ -43,8 +46,8 @@ pub(super) struct Key {
 
 impl<'a> Keys<'a> {
     /// With a folder for copies of single keys.
-    pub(super) fn new(files: &'a Files, folder: &'a Path) -> Self {
-        Self { files, folder, read: Mutex::default() }
+    pub(super) fn new(files: &'a Files, folder: &'a Path, release: &'a Release) -> Self {
+        Self { files, folder, release, read: Mutex::default() }
     }
 
     /// Has a user's keys read before they are asked for.
@@ -91,7 +94,7 @@ impl<'a> Keys<'a> {
     /// All that can be parsed there.
     fn all(&self, user: &User, effective: &Effective) -> Vec<Key> {
         let of = |file: PathBuf| {
-            let lines = authorized_keys::keys(&self.files.read(&file).ok()??);
+            let lines = authorized_keys::keys(&self.files.read(&file).ok()??, self.release);
             Some(self.keys(&lines, &file))
         };
         places(user, effective).into_iter().filter_map(of).flatten().collect()

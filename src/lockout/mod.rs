@@ -192,7 +192,7 @@ impl<'g> Guards<'g> {
             admins: admins(listed),
             now: View::new(None, before.command_line.settings(), way),
             then: View::new(Some(scratch.main()), plan.options.clone(), then),
-            keys: Keys::new(files, scratch.folder()),
+            keys: Keys::new(files, scratch.folder(), &before.release),
         }
     }
 
@@ -322,7 +322,7 @@ pub fn shut_out_since(
         return None;
     }
     let scratch = Scratch::of(files, &then.config).ok()?;
-    let keys = Keys::new(files, scratch.folder());
+    let keys = Keys::new(files, scratch.folder(), &now.release);
     let way = Way::now(then);
     let was = View::new(Some(scratch.main()), settings(then), way);
     let is = View::new(None, settings(now), way);

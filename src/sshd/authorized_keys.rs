@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::criteria::is_address_list;
 use super::effective::Effective;
+use super::release::Release;
 
 /// The files in which a configuration looks for a user's keys.
 pub fn files(effective: &Effective, name: &str, uid: u32, home: &Path) -> Vec<PathBuf> {
@@ -34,6 +35,11 @@ impl KeyLine {
     }
 }
 
+/// What separates words there; no other blank does.
+const BLANK: [char; 3] = [' ', '\t', '\r'];
+/// The highest number of a tunnel (misc.h, `SSH_TUNID_MAX`).
+const LAST_TUNNEL: u32 = 0x7fff_fffd;
+
 /// The end of a key's time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Expiry {
@@ -44,9 +50,9 @@ pub struct Expiry {
 }
 
 impl Expiry {
-    /// `YYYYMMDD[HHMM[SS]]`, with a `Z` for UTC (sshd(8)); `None` where it is no such time.
-    fn read(text: &str) -> Option<Self> {
-        let (day, utc) = match text.strip_suffix(['Z', 'z']) {
+    /// `YYYYMMDD[HHMM[SS]]`, from 9.1 on with a `Z` for UTC (sshd(8)); `None` where it is no such time.
+    fn read(text: &str, release: &Release) -> Option<Self> {
+        let (day, utc) = match text.strip_suffix(['Z', 'z']).filter(|_| release.is_at_least(9, 1)) {
             Some(day) => (day, true),
             None => (text, false),
         };
@@ -91,8 +97,9 @@ pub fn signs(algorithm: &str) -> Vec<&str> {
 }
 
 /// The keys of a file, in the order in which sshd reads them.
-pub fn keys(text: &[u8]) -> Vec<KeyLine> {
-    String::from_utf8_lossy(text).lines().filter_map(read_line).collect()
+pub fn keys(text: &[u8], release: &Release) -> Vec<KeyLine> {
+    let read = |line| read_line(line, release);
+    String::from_utf8_lossy(text).lines().filter_map(read).collect()
 }
 
 /// Leaves those that may open a session of the user's choice. Of several lines with one key the first decides that
@@ -111,30 +118,30 @@ pub fn free<K>(
 }
 
 /// The key of a line; `None` where sshd takes none from it.
-fn read_line(line: &str) -> Option<KeyLine> {
-    let line = line.trim();
+fn read_line(line: &str, release: &Release) -> Option<KeyLine> {
+    let line = line.trim_matches(BLANK);
     if line.is_empty() || line.starts_with('#') {
         return None;
     }
-    let (options, rest) = if is_algorithm(line.split_whitespace().next()?) {
+    let (options, rest) = if is_algorithm(line.split(BLANK).next()?) {
         ("", line)
     } else {
-        line.split_at(outside_quotes(line, char::is_whitespace)?)
+        line.split_at(outside_quotes(line, |c| BLANK.contains(&c))?)
     };
-    let options = options_of(options)?;
+    let options = options_of(options, release)?;
     let value = |name: &str| options.iter().find(|(option, _)| option == name);
     // Of a certificate alone there are principals.
     if value("cert-authority").is_some() || value("principals").is_some() {
         return None;
     }
     let times = options.iter().filter(|(option, _)| option == "expiry-time");
-    let mut words = rest.split_whitespace();
+    let mut words = rest.split(BLANK).filter(|word| !word.is_empty());
     let (algorithm, key) = (words.next()?, words.next()?);
     let found = KeyLine {
         algorithm: algorithm.to_owned(),
         line: format!("{algorithm} {key}"),
         from: value("from").map(|(_, list)| list.clone()),
-        expires: times.filter_map(|(_, time)| Expiry::read(time)).min(),
+        expires: times.filter_map(|(_, time)| Expiry::read(time, release)).min(),
         free: value("command").is_none(),
     };
     is_algorithm(algorithm).then_some(found)
@@ -142,7 +149,7 @@ fn read_line(line: &str) -> Option<KeyLine> {
 
 /// Options with their values, names in lower case; those without a value have an empty one. `None` where
 /// sshd refuses one of them, and the line with it.
-fn options_of(mut text: &str) -> Option<Vec<(String, String)>> {
+fn options_of(mut text: &str, release: &Release) -> Option<Vec<(String, String)>> {
     let mut options: Vec<(String, String)> = Vec::new();
     while !text.is_empty() {
         let end = outside_quotes(text, |c| c == ',').unwrap_or(text.len());
@@ -160,7 +167,7 @@ fn options_of(mut text: &str) -> Option<Vec<(String, String)>> {
         };
         let once = ["command", "from", "principals"].contains(&name.as_str());
         let again = once && options.iter().any(|(other, _)| *other == name);
-        if again || (option.contains('=') && !is_value(&name, &value)) {
+        if again || (option.contains('=') && !is_value(&name, &value, release)) {
             return None;
         }
         options.push((name, value));
@@ -176,7 +183,7 @@ fn is_flag(name: &str) -> bool {
 }
 
 /// Whether there is such an option, and sshd can read its value.
-fn is_value(name: &str, value: &str) -> bool {
+fn is_value(name: &str, value: &str, release: &Release) -> bool {
     let is_port = |port: &str| port == "*" || port.parse::<u16>().is_ok_and(|port| port > 0);
     let is_host = |host: &str| {
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -186,13 +193,15 @@ fn is_value(name: &str, value: &str) -> bool {
     match name {
         "command" | "principals" => true,
         "from" => is_address_list(value),
-        "expiry-time" => Expiry::read(value).is_some(),
+        "expiry-time" => Expiry::read(value, release).is_some(),
         "environment" => value.split_once('=').is_some_and(|(name, _)| {
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         }),
         "permitopen" => port.is_some_and(|(host, port)| is_host(host) && is_port(port)),
         "permitlisten" => is_port(port.map_or(value, |(_, port)| port)),
-        "tunnel" => value.split(':').all(|unit| unit == "any" || unit.parse::<u32>().is_ok()),
+        "tunnel" => value
+            .split(':')
+            .all(|unit| unit == "any" || unit.parse().is_ok_and(|unit: u32| unit <= LAST_TUNNEL)),
         _ => false,
     }
 }
@@ -232,7 +241,8 @@ mod tests {
     #[test]
     fn keys_are_found_behind_their_options() {
         let all = |text: &str| {
-            let free = free(keys(text.as_bytes()), |key| key, KeyLine::is_limited);
+            let free =
+                free(keys(text.as_bytes(), &Release::LATEST), |key| key, KeyLine::is_limited);
             free.into_iter().map(|key| key.line).collect::<Vec<_>>()
         };
         let key = |line: &str| all(line).into_iter().next();
@@ -263,6 +273,7 @@ mod tests {
             "expiry-time=\"nonsense\"",
             "expiry-time=\"20301301\"",
             "tunnel=\"foo\"",
+            "tunnel=\"4294967295\"",
             "permitopen=\"80\"",
             "permitopen=\"host:22:33\"",
             "principals=\"ada\"",
@@ -274,6 +285,12 @@ mod tests {
         ] {
             assert_eq!(key(&format!("{wrong} ssh-ed25519 AAAA")), None, "{wrong}");
         }
+        let old = Release { major: 8, minor: 4, name: String::new() };
+        let utc = "expiry-time=\"20990101Z\" ssh-ed25519 AAAA";
+        assert!(read_line(utc, &old).is_none() && read_line(utc, &Release::LATEST).is_some());
+        for blank in ["\u{a0}ssh-ed25519 AAAA", "ssh-ed25519\u{a0}AAAA"] {
+            assert_eq!(key(blank), None, "{blank}");
+        }
         for nothing in ["# ssh-rsa AAAA", "", "ssh-rsa", "no-pty ssh-new AAAA", "\"open"] {
             assert_eq!(key(nothing), None, "{nothing}");
         }
@@ -282,7 +299,7 @@ mod tests {
     #[test]
     fn where_and_how_long_a_key_is_taken() {
         let line = "no-pty,from=\"10.0.0.0/8,::1\",expiry-time=\"20300102\" ssh-ed25519 AAAA me";
-        let free_key = |line: &str| read_line(line).unwrap();
+        let free_key = |line: &str| read_line(line, &Release::LATEST).unwrap();
         let key = free_key(line);
         assert_eq!(key.from.as_deref(), Some("10.0.0.0/8,::1"));
         let twice = "expiry-time=\"20990101\",expiry-time=\"20200101\" ssh-ed25519 AAAA";
@@ -290,7 +307,7 @@ mod tests {
         let plain = free_key("ssh-ed25519 AAAA from=\"10.0.0.1\"");
         assert_eq!((plain.from, plain.expires), (None, None));
         let now: jiff::Zoned = "2030-01-02T01:30:00+02:00[+02:00]".parse().unwrap();
-        let is_over = |text: &str| Expiry::read(text).unwrap().is_before(&now);
+        let is_over = |text: &str| Expiry::read(text, &Release::LATEST).unwrap().is_before(&now);
         assert!(is_over("20300102") && is_over("203001020129") && is_over("20300101232959Z"));
         assert!(!is_over("203001020130") && !is_over("203001012331Z") && !is_over("20300103"));
         assert_eq!(key.expires.unwrap().to_string(), "20300102000000");

@@ -284,7 +284,7 @@ pub fn comes_from(client: &Client, list: &str) -> bool {
 }
 
 /// Whether a list of patterns and networks takes nobody, wherever from: it only rules out, or has only names, and
-/// sshd looks none up.
+/// sshd looks none up, or what nobody can be called.
 pub fn takes_nobody(list: &str, by_name: bool) -> bool {
     let is_name = |item: &str| {
         let beyond_hexadecimal = |c: char| c.is_ascii_alphabetic() && !c.is_ascii_hexdigit();
@@ -293,7 +293,8 @@ pub fn takes_nobody(list: &str, by_name: bool) -> bool {
             || (is_plain && item.contains(|c: char| c.is_ascii_alphabetic()))
     };
     let mut items = list.split(',').filter(|item| !item.starts_with('!'));
-    items.all(|item| !by_name && is_name(item))
+    // A blank belongs to the pattern, and no address or name has one.
+    items.all(|item| item.contains([' ', '\t']) || (!by_name && is_name(item)))
 }
 
 /// Whether a list of patterns and networks is one that sshd can read.
@@ -492,6 +493,7 @@ mod tests {
         assert!(comes_from(&named, "*.LAB") && comes_from(&named, "10.0.0.1,b.lab"));
         assert!(!comes_from(&named, "10.0.0.1,!*.lab") && !comes_from(&named, "!10.0.0.1,*.lab"));
         assert!(takes_nobody("*.corp.example", false) && !takes_nobody("fe8*,10.*", false));
+        assert!(takes_nobody("10.0.0.0/24 , 10.0.0.1", true));
         assert!(takes_nobody("!10.0.0.1", true) && takes_nobody("a.lab", false));
         assert!(!takes_nobody("a.lab", true) && !takes_nobody("a.lab,fe80::1", false));
         assert!(from("::ffff:10.1.2.3", "*.example.org,10.0.0.0/8") && from("FD00::1", "fd00:*"));

@@ -24,7 +24,7 @@ pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<
     let Some(effective) = asked.before.effective.valid() else { return Ok(Vec::new()) };
     let places = authorized_keys::files(effective, &user.name, user.uid, &user.home);
     let texts: Vec<_> = places.iter().filter_map(|place| files.read(place).ok()?).collect();
-    let lines = texts.iter().flat_map(|text| authorized_keys::keys(text));
+    let lines = texts.iter().flat_map(|text| authorized_keys::keys(text, &asked.before.release));
     let mut keys = Vec::new();
     let free = authorized_keys::free(lines, |line| line, KeyLine::is_limited);
     for (number, key) in free.into_iter().take(MOST).enumerate() {
