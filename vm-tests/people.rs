@@ -404,3 +404,18 @@ fn a_match_block_that_wins_is_named() {
         assert!(said.contains(part), "{part}: {said}");
     }
 }
+
+/// A unit that sshd starts after waits for harden, and sshd's start would wait for that.
+#[test]
+fn begun_by_what_sshd_starts_after() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.spec(MOVE);
+    let unit = "[Unit]\nBefore=ssh.service\n[Service]\nType=oneshot\n\
+                ExecStart=/usr/local/bin/harden apply --yes --confirm probe /root/spec.yaml\n";
+    machine.root().write("/etc/systemd/system/first.service", unit);
+    machine.sh("systemctl daemon-reload");
+    let refused = unchanged(&machine, || machine.exec("systemctl start first.service"));
+    assert_ne!(refused.code, 0);
+    let said = machine.sh("journalctl -q -o cat -u first.service");
+    assert!(said.contains("ssh.service would start after it"), "{said}");
+}

@@ -12,7 +12,6 @@ use harden::report::{human, json};
 use harden::saved::SavedPlan;
 use harden::spec::{self, Spec};
 use harden::sys::files::Meta;
-use harden::sys::units::Unit;
 use harden::sys::{self, Files, Image, SysError};
 use harden::transaction;
 use harden::validate::{self, Scratch};
@@ -79,15 +78,14 @@ pub(super) fn at_rest(
 ) -> Result<Observed, Error> {
     let deadline = Instant::now() + REST;
     let mut observed = look(first)?;
-    if let Some(unit) = observed.on_its_way() {
-        tracing::warn!("{} is {}: waiting until it is done", unit.name, unit.doing());
+    if let Some((name, doing)) = observed.on_its_way() {
+        tracing::warn!("{name} is {doing}: waiting until it is done");
     }
-    while let Some(unit) = observed.on_its_way() {
-        let (Unit { name, sub, .. }, doing) = (unit, unit.doing());
+    while let Some((name, doing)) = observed.on_its_way() {
         if Instant::now() > deadline {
             return Err(Refusal::new(
                 "unit-on-its-way",
-                format!("{name} is {doing}, {sub}: what becomes of it is not known"),
+                format!("{name} is {doing}: what becomes of it is not known"),
                 format!("see what holds it up, and mend that first: systemctl status {name}"),
             )
             .into());

@@ -78,6 +78,9 @@ pub struct Observed {
     /// or missing: the unit, and what it needs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost_needs: Vec<(String, String)>,
+    /// Units that start just now, and after which alone systemd would start one of the two.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub awaited: Vec<String>,
     /// What the units would do to an sshd that they start, and no sshd has run with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub untried: Vec<Untried>,
@@ -239,9 +242,17 @@ impl Listener {
 }
 
 impl Observed {
-    /// The unit of sshd's that starts, stops or reloads just now: what runs then is not known yet.
-    pub fn on_its_way(&self) -> Option<&Unit> {
-        [&self.service, &self.socket].into_iter().find(|unit| unit.is_on_its_way())
+    /// The unit of sshd's that starts, stops or reloads just now: what runs then is not known yet. Or one that systemd
+    /// would start it after. And what it does.
+    pub fn on_its_way(&self) -> Option<(&str, String)> {
+        let units = [&self.service, &self.socket];
+        let own = units.into_iter().find(|unit| unit.is_on_its_way());
+        let own = own.map(|unit| (unit.name.as_str(), format!("{}, {}", unit.doing(), unit.sub)));
+        let name = &self.service.name;
+        let first = self.awaited.first();
+        own.or_else(|| {
+            first.map(|unit| (unit.as_str(), format!("starting, and {name} would start after it")))
+        })
     }
 
     /// Whether the sshd that runs has not read what stands on disk, as far as can be told: who gets in with that

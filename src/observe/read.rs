@@ -34,6 +34,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let instance = instance(systemd, &socket)?;
     let lost_needs = lost_needs(systemd, [&service, &socket], instance.as_ref())?;
     let pulled_in_by = pulled_in_by(files, systemd, &socket)?;
+    let awaited = awaited(systemd, [&service, &socket])?;
     let untried = untried_of(files, [&service, &socket], instance.as_ref());
     // Options on sshd's command line are rare; where there are some, it is asked again.
     let effective = match command_line.settings().as_slice() {
@@ -67,6 +68,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         lingering,
         lost_needs,
         untried,
+        awaited,
         per_connection: instance.as_ref().map(|instance| command_line_of(files, instance)),
         had_run_folder: had_folder,
         pulled_in_by,
@@ -169,6 +171,16 @@ fn dependents(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<String>, Error
         }
     }
     Ok(dependents)
+}
+
+/// Units that start just now, and after which one of the two would: harden may be part of one, and wait for itself.
+fn awaited(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<String>, Error> {
+    let mut starting = systemd.units("activating", &["*"])?;
+    starting.retain(|name| {
+        units.iter().any(|unit| unit.after.contains(name))
+            && units.iter().all(|unit| unit.name != *name)
+    });
+    Ok(starting)
 }
 
 /// Without these a start fails (systemd.unit(5), `Requires=`; systemd.socket(5), `Service=`).

@@ -40,6 +40,9 @@ pub struct Unit {
     pub takes_along: Vec<String>,
     /// Units that stop when this one starts, and the other way round (`Conflicts=`).
     pub conflicts: Vec<String>,
+    /// Units after which systemd starts it, where they start too (`After=`).
+    #[serde(skip)]
+    pub after: Vec<String>,
     /// Nobody may start or stop it by hand (`RefuseManualStart=`, `RefuseManualStop=`).
     pub refuses: bool,
     /// Nobody may start it by hand.
@@ -111,6 +114,7 @@ impl Unit {
                 "PropagatesStopTo",
             ]),
             conflicts: named(&["Conflicts", "ConflictedBy"]),
+            after: strings(all, "After"),
             refuses: boolean(all, "RefuseManualStart") || boolean(all, "RefuseManualStop"),
             refuses_start: boolean(all, "RefuseManualStart"),
             triggers: strings(all, "Triggers"),
