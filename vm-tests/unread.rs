@@ -90,3 +90,16 @@ fn a_second_run_and_a_rollback() {
     machine.exec("harden rollback -y").code(0);
     assert_state(&machine, &Want::service(22));
 }
+
+/// A spec that is silent of the port moves nothing.
+#[test]
+fn another_port() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.root().write(OWN, "Port 2022\n");
+    spec(&machine, "{MaxAuthTries: 4}", "");
+    let refused = unchanged(&machine, || machine.apply().code(1));
+    assert!(refused.unwrapped().contains("say 0.0.0.0:2022"), "{refused:?}");
+    machine.spec("version: 1\nssh: {port: 2022, settings: {MaxAuthTries: 4}}\n");
+    machine.apply().code(0);
+    assert_state(&machine, &Want::service(2022).with("maxauthtries 4"));
+}

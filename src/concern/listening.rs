@@ -156,6 +156,9 @@ pub(crate) fn desired(
     refuse_foreign_address(observed, &endpoints)?;
 
     let managed = asked.ports.is_some() || asked.listen.is_some();
+    if mode == Mode::Service && !managed {
+        refuse_unread(observed, &endpoints)?;
+    }
     let ports = match &asked.ports {
         _ if !managed => Vec::new(),
         Some(ports) => ports.clone(),
@@ -227,6 +230,26 @@ fn from_files(globally: &Effect) -> Effective {
         }
     }
     Effective::parse(&output)
+}
+
+/// Somebody has changed where sshd listens, and it has not read that: a spec that says nothing of it moves nothing.
+fn refuse_unread(observed: &Observed, endpoints: &[SocketAddr]) -> Result<(), Refusal> {
+    let held = observed.held();
+    let differs = held.iter().any(|at| !endpoints.contains(at));
+    if !differs || !observed.is_unread() || observed.socket.is_active() {
+        return Ok(());
+    }
+    let list =
+        |all: &[SocketAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Err(Refusal::new(
+        "unread-listeners",
+        format!(
+            "sshd listens on {}, and its files, which were changed since it started, say {}",
+            list(&held),
+            list(endpoints)
+        ),
+        "say in the spec what you mean (`port`, `listen`), or undo what was changed",
+    ))
 }
 
 /// sshd binds only addresses that the host has (ip(7), ip_nonlocal_bind).
