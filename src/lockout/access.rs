@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::keys::Keys;
-use super::{Admin, client, host_keys, pam};
+use super::view::client;
+use super::{Admin, host_keys, pam};
 use crate::sshd::Effective;
 use crate::sshd::criteria::{comes_from, fits};
 use crate::sys::users::{self, Aged, Password};

@@ -5,7 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::{Admin, client};
+use super::Admin;
+use super::view::client;
 use crate::sshd::Effective;
 use crate::sshd::authorized_keys::{self, KeyLine};
 use crate::sshd::criteria::{comes_from, pattern_list, takes_nobody};

@@ -6,31 +6,31 @@
 //! trial.
 
 mod access;
+mod edited;
 mod host_keys;
 mod keys;
 mod pam;
 mod session;
+mod view;
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 
 use access::{Obstacle, obstacle};
+pub use edited::{refuse_unread, shut_out_since};
 pub use host_keys::lost as lost_host_keys;
 use keys::Keys;
+use view::{View, Way};
 
 use crate::concern::sshd_config::own::{earlier_lines, is_own};
-use crate::error::{Error, Refusal};
-use crate::observe::{Listener, Observed, Verdict, ask_sshd, serves};
+use crate::error::Refusal;
+use crate::observe::{Listener, Observed, Verdict};
 use crate::plan::Plan;
-use crate::sshd::Effective;
-use crate::sshd::criteria::{Client, test_of};
 use crate::sshd::keywords::same;
 use crate::sshd::syntax::parse_line;
 use crate::sys::process::Session;
 use crate::sys::users::{self, User};
-use crate::sys::{self, Files, names};
+use crate::sys::{self, Files};
 use crate::validate::Scratch;
 
 /// Somebody who would be locked out.
@@ -64,93 +64,6 @@ struct Admin {
     from: Option<IpAddr>,
     /// Whether the spec names them.
     listed: bool,
-}
-
-/// Where somebody comes from, with the name that sshd would find.
-fn client(from: IpAddr, effective: &Effective) -> Client {
-    let name = effective.looks_up_names().then(|| names::of(from)).flatten();
-    Client { address: from, name }
-}
-
-/// A configuration, as sshd has it for anybody.
-struct View<'v> {
-    /// The main file; the live one where there is none.
-    main: Option<&'v Path>,
-    /// sshd's command line.
-    options: Vec<String>,
-    way: Way,
-    /// What sshd has said already, for whom and from where.
-    said: RefCell<BTreeMap<(String, IpAddr), Verdict>>,
-}
-
-/// How people come in.
-#[derive(Debug, Clone, Copy)]
-struct Way {
-    /// Where from, for those of whom it is not known.
-    from: IpAddr,
-    /// Where they arrive.
-    to: SocketAddr,
-}
-
-impl Way {
-    /// As they do now: as the session in which harden runs; where that is none, from an address that nobody
-    /// has (RFC 5737) to the first one of this host that others reach.
-    fn now(before: &Observed) -> Self {
-        let session = Session::present();
-        let outside = before.addresses.iter().find(|address| !address.is_loopback());
-        let here = outside.copied().unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
-        let port = before.held().first().map_or(22, SocketAddr::port);
-        let to = session.map_or(SocketAddr::new(here, port), |session| session.server);
-        Self {
-            from: session.map_or(IpAddr::from([198, 51, 100, 1]), |session| session.client.ip()),
-            to: SocketAddr::new(to.ip().to_canonical(), to.port()),
-        }
-    }
-
-    /// As they will: where they do now, if sshd still listens there.
-    fn then(self, endpoints: &[SocketAddr]) -> Self {
-        let serves = |at: &&SocketAddr| serves(&[**at], self.to.ip());
-        let stays = endpoints.iter().filter(serves).any(|at| at.port() == self.to.port());
-        match endpoints.iter().find(serves).or(endpoints.first()).filter(|_| !stays) {
-            None => self,
-            Some(at) => {
-                let ip = if at.ip().is_unspecified() { self.to.ip() } else { at.ip() };
-                Self { to: SocketAddr::new(ip, at.port()), ..self }
-            }
-        }
-    }
-}
-
-impl<'v> View<'v> {
-    fn new(main: Option<&'v Path>, options: Vec<String>, way: Way) -> Self {
-        Self { main, options, way, said: RefCell::default() }
-    }
-
-    /// What is in effect for a user; `None` where sshd does not say.
-    fn of(&self, admin: &Admin) -> Option<Effective> {
-        self.ask(admin).valid().cloned()
-    }
-
-    /// What sshd says of a user's connection.
-    fn ask(&self, admin: &Admin) -> Verdict {
-        let from = admin.from.unwrap_or(self.way.from);
-        let whom = (admin.user.name.clone(), from);
-        if let Some(said) = self.said.borrow().get(&whom) {
-            return said.clone();
-        }
-        let ask = |client: &Client| {
-            let options = test_of(&admin.user.name, client, self.way.to).into_iter();
-            ask_sshd(self.main, &options.chain(self.options.iter().cloned()).collect::<Vec<_>>())
-        };
-        let mut said = ask(&from.into());
-        // A block may be for the client's name.
-        let client = said.valid().map(|effective| client(from, effective));
-        if let Some(client) = client.filter(|client| client.name.is_some()) {
-            said = ask(&client);
-        }
-        self.said.borrow_mut().insert(whom, said.clone());
-        said
-    }
 }
 
 /// Whether a plan may lock anybody out, as far as can be told: that sshd is asked, and it answers root alone.
@@ -242,7 +155,7 @@ impl<'g> Guards<'g> {
             risks.extend(passwords(&admins, (!unread).then_some(&now), &then, &keys));
         }
         if unread {
-            risks.extend(unread_shut_out(&admins, &now, &keys));
+            risks.extend(edited::unread_shut_out(&admins, &now, &keys));
         }
         // Who is logged in from several places is told once.
         let mut seen = BTreeSet::new();
@@ -278,59 +191,6 @@ fn sorted<'a>(
     };
     lost.retain(|(admin, _)| !is_replaced(admin));
     (enters, lost)
-}
-
-/// Whom sshd's files as they are would shut out, which the sshd that runs has not read: a change that is taken
-/// back leads there.
-fn unread_shut_out(admins: &[Admin], now: &View, keys: &Keys) -> Option<Risk> {
-    let (_, lost) = sorted(admins, now, keys, |_| true);
-    let (admin, found) = lost.into_iter().next()?;
-    let Risk { message, fix } = shut_out(admin, found, now, keys);
-    Some(Risk {
-        message: format!(
-            "the sshd that runs has not read its files since they were changed, and with them as they \
-             are {message}"
-        ),
-        fix: format!("{fix}; or undo what was changed"),
-    })
-}
-
-/// Refuses a way on which sshd would read files that it has not read yet, and that would shut somebody out.
-///
-/// # Errors
-/// A refusal that names who, and why.
-pub fn refuse_unread(files: &Files, observed: &Observed, plan: &Plan) -> Result<(), Error> {
-    if !observed.is_unread() || !sys::is_root() {
-        return Ok(());
-    }
-    let scratch = Scratch::of(files, &plan.candidate)?;
-    let risks = Guards::new(files, &[], observed, plan, &scratch).risks();
-    let Some(Risk { message, fix }) = risks.into_iter().next() else { return Ok(()) };
-    Err(Refusal::new("lockout", message, fix).into())
-}
-
-/// Whom sshd's files shut out who got in before somebody has edited them, and what to do about it; of these, or
-/// of those who are logged in.
-pub fn shut_out_since(
-    files: &Files,
-    then: &Observed,
-    now: &Observed,
-    listed: &[String],
-) -> Option<String> {
-    let settings = |host: &Observed| host.command_line.settings();
-    if then.config == now.config && settings(then) == settings(now) {
-        return None;
-    }
-    let scratch = Scratch::of(files, &then.config).ok()?;
-    let keys = Keys::new(files, scratch.folder(), &now.release);
-    let way = Way::now(then);
-    let was = View::new(Some(scratch.main()), settings(then), way);
-    let is = View::new(None, settings(now), way);
-    let admins = admins(listed);
-    let (_, lost) = sorted(&admins, &is, &keys, |admin| gets_in(admin, &was, &keys));
-    let (admin, found) = lost.into_iter().next()?;
-    let Risk { message, fix } = shut_out(admin, found, &is, &keys);
-    Some(format!("{message}; {fix}"))
 }
 
 /// Those who may take root's place, from where root comes.

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::access::{self, Obstacle, obstacle};
 use super::keys::{Key, Keys};
-use super::{Admin, Risk, View, gets_in, in_place_of};
+use super::view::View;
+use super::{Admin, Risk, gets_in, in_place_of};
 use crate::sshd::Effective;
 use crate::sshd::criteria::pattern_list;
 use crate::sys::Command;

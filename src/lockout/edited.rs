@@ -1,0 +1,64 @@
+//! Files of sshd's that somebody has edited, and that the sshd that lets people in has not read: what comes of them
+//! shows at its next start.
+
+use super::keys::Keys;
+use super::view::{View, Way};
+use super::{Admin, Guards, Risk, admins, gets_in, shut_out, sorted};
+use crate::error::{Error, Refusal};
+use crate::observe::Observed;
+use crate::plan::Plan;
+use crate::sys::{self, Files};
+use crate::validate::Scratch;
+
+/// Whom sshd's files as they are would shut out, which the sshd that runs has not read: a change that is taken
+/// back leads there.
+pub(super) fn unread_shut_out(admins: &[Admin], now: &View, keys: &Keys) -> Option<Risk> {
+    let (_, lost) = sorted(admins, now, keys, |_| true);
+    let (admin, found) = lost.into_iter().next()?;
+    let Risk { message, fix } = shut_out(admin, found, now, keys);
+    Some(Risk {
+        message: format!(
+            "the sshd that runs has not read its files since they were changed, and with them as they \
+             are {message}"
+        ),
+        fix: format!("{fix}; or undo what was changed"),
+    })
+}
+
+/// Refuses a way on which sshd would read files that it has not read yet, and that would shut somebody out.
+///
+/// # Errors
+/// A refusal that names who, and why.
+pub fn refuse_unread(files: &Files, observed: &Observed, plan: &Plan) -> Result<(), Error> {
+    if !observed.is_unread() || !sys::is_root() {
+        return Ok(());
+    }
+    let scratch = Scratch::of(files, &plan.candidate)?;
+    let risks = Guards::new(files, &[], observed, plan, &scratch).risks();
+    let Some(Risk { message, fix }) = risks.into_iter().next() else { return Ok(()) };
+    Err(Refusal::new("lockout", message, fix).into())
+}
+
+/// Whom sshd's files shut out who got in before somebody has edited them, and what to do about it; of these, or
+/// of those who are logged in.
+pub fn shut_out_since(
+    files: &Files,
+    then: &Observed,
+    now: &Observed,
+    listed: &[String],
+) -> Option<String> {
+    let settings = |host: &Observed| host.command_line.settings();
+    if then.config == now.config && settings(then) == settings(now) {
+        return None;
+    }
+    let scratch = Scratch::of(files, &then.config).ok()?;
+    let keys = Keys::new(files, scratch.folder(), &now.release);
+    let way = Way::now(then);
+    let was = View::new(Some(scratch.main()), settings(then), way);
+    let is = View::new(None, settings(now), way);
+    let admins = admins(listed);
+    let (_, lost) = sorted(&admins, &is, &keys, |admin| gets_in(admin, &was, &keys));
+    let (admin, found) = lost.into_iter().next()?;
+    let Risk { message, fix } = shut_out(admin, found, &is, &keys);
+    Some(format!("{message}; {fix}"))
+}
