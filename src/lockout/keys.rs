@@ -204,10 +204,15 @@ impl<'a> Keys<'a> {
         }
         let strict = effective.get("strictmodes").first().is_none_or(|value| value == "yes");
         let open = strict.then(|| self.writable(&key.file, user)).flatten()?;
-        Some((
-            format!("StrictModes: others can write {}", open.display()),
-            format!("chmod go-w {0}, and chown {name} {0}", open.display()),
-        ))
+        // A folder of the system's is not to be changed for a key's sake.
+        let fix = if open.starts_with(self.files.resolve(&user.home)) {
+            format!("chmod go-w {0}, and chown {name} {0}", open.display())
+        } else {
+            format!(
+                "keep {path} where nobody but root and {name} can write, and no link to elsewhere"
+            )
+        };
+        Some((format!("StrictModes: others can write {}", open.display()), fix))
     }
 
     /// Whether a list of revoked keys has the key; one that cannot be read revokes all of them

@@ -137,7 +137,12 @@ impl<'g> Guards<'g> {
         let counts = |admin: &Admin| admin.listed || unread || gets_in(admin, &now, &keys);
         let (enters, lost) = sorted(&admins, &then, &keys, counts);
         let told: Vec<String> = lost.iter().map(|(admin, _)| admin.user.name.clone()).collect();
-        risks.extend(lost.into_iter().map(|(admin, found)| shut_out(admin, found, &then, &keys)));
+        let stuck = unread.then(|| edited::unread_shut_out(&admins, &now, &keys)).flatten();
+        if stuck.is_none() {
+            let lost = lost.into_iter();
+            risks.extend(lost.map(|(admin, found)| shut_out(admin, found, &then, &keys)));
+        }
+        risks.extend(stuck);
         for admin in enters.iter().filter(|admin| admin.listed && !users::becomes_root(&admin.user))
         {
             let name = &admin.user.name;
@@ -153,9 +158,6 @@ impl<'g> Guards<'g> {
         risks.extend(session::risk(&admins, (&now, &then), &keys, &told));
         if unread || is_about_passwords(before, plan) {
             risks.extend(passwords(&admins, (!unread).then_some(&now), &then, &keys));
-        }
-        if unread {
-            risks.extend(edited::unread_shut_out(&admins, &now, &keys));
         }
         // Who is logged in from several places is told once.
         let mut seen = BTreeSet::new();
