@@ -208,6 +208,14 @@ fn other_options_for_each_connection() {
     machine.root().write(own, &format!("[Service]\n{}\n", lines[0]));
     machine.sh("systemctl daemon-reload");
     machine.exec("harden verify spec.yaml").code(3);
+    // Nor does it count connections.
+    machine.sh(&format!("rm {own}; systemctl daemon-reload"));
+    machine.spec("version: 1\nssh: {settings: {MaxStartups: \"3:30:9\"}}\n");
+    let refused = machine.apply().code(1);
+    assert!(
+        refused.unwrapped().contains("`MaxStartups` has no effect behind ssh.socket"),
+        "{refused:?}"
+    );
     // Nor does anybody get in, on the way from the service to the socket, behind a home that is not there.
     let machine = Machine::boot(Suite::Bullseye, |_| {});
     machine.spec("version: 1\nssh: {port: 2222, socket: enabled}\n");

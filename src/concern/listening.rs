@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::error::Refusal;
 use crate::observe::{Observed, Owner, Verdict};
-use crate::spec::{SocketMode, Spec};
+use crate::spec::{Setting, SocketMode, Spec};
 use crate::sshd::effective::{addresses, ports};
 use crate::sshd::reading::Effect;
 use crate::sshd::{Effective, options};
@@ -167,6 +167,51 @@ pub(crate) fn desired(
     let addresses = addresses_to_write(&asked, globally, managed, &endpoints);
     let any_family = family == Family::MustBeAny;
     Ok(Listening { mode, owner, endpoints, ports, addresses, any_family })
+}
+
+/// What sshd counts its connections by, and the sshd of a single one has nothing to count (sshd(8), `-i`).
+const COUNTS: [&str; 5] = [
+    "MaxStartups",
+    "PerSourceMaxStartups",
+    "PerSourceNetBlockSize",
+    "PerSourcePenalties",
+    "PerSourcePenaltyExemptList",
+];
+
+/// Behind a socket with `Accept=yes` sshd counts no connections. Leaves what a profile says of that out of the spec,
+/// and says so.
+///
+/// # Errors
+/// Where the spec itself says it.
+pub(crate) fn leave_uncounted(
+    asked: &Spec,
+    spec: &mut Spec,
+    listening: &Listening,
+    observed: &Observed,
+) -> Result<Option<String>, Refusal> {
+    let counts = |setting: &Setting| {
+        COUNTS.iter().any(|keyword| setting.keyword.eq_ignore_ascii_case(keyword))
+    };
+    let socket = &observed.socket;
+    if listening.mode != Mode::Socket || !socket.accept {
+        return Ok(None);
+    }
+    if let Some(setting) = asked.ssh.settings.iter().find(|setting| counts(setting)) {
+        let (keyword, name) = (&setting.keyword, &socket.name);
+        return Err(Refusal::new(
+            "no-effect",
+            format!(
+                "`{keyword}` has no effect behind {name}, which starts an sshd for each connection"
+            ),
+            format!("use `socket: disabled`, or MaxConnections= of {name} in place of it"),
+        ));
+    }
+    let left_out = spec.ssh.settings.iter().find(|setting| counts(setting));
+    let left_out = left_out.map(|setting| {
+        format!("left out {}, which has no effect behind {}", setting.keyword, socket.name)
+    });
+    spec.ssh.settings.retain(|setting| !counts(setting));
+    Ok(left_out)
 }
 
 /// Ports and addresses that the spec, or else an earlier one, asks for.

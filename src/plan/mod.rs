@@ -69,14 +69,17 @@ impl Plan {
 /// # Errors
 /// A refusal where no way is safe: the reason, and what to do.
 pub fn plan(spec: &Spec, observed: &Observed) -> Result<Plan, Refusal> {
-    let (mut spec, mut about_spec) = concern::profile::resolve(spec, observed)?;
+    let asked = spec;
+    let (mut spec, mut about_spec) = concern::profile::resolve(asked, observed)?;
     about_spec.extend(concern::sshd_config::switch_keyboard_off(&mut spec, &observed.release));
-    let spec = &spec;
     concern::units::refuse_unread(observed)?;
     let bare = concern::sshd_config::without_harden(observed)?;
     let reading = concern::sshd_config::read(&bare, &observed.release)?;
     let globally = reading.globally()?;
-    let listening = concern::listening::desired(spec, observed, &globally)?;
+    let listening = concern::listening::desired(&spec, observed, &globally)?;
+    let uncounted = concern::listening::leave_uncounted(asked, &mut spec, &listening, observed)?;
+    about_spec.extend(uncounted);
+    let spec = &spec;
     let config = concern::sshd_config::rewrite(spec, observed, &reading, &globally, &listening)?;
     let options = concern::command_line::rewrite(spec, observed, &listening)?;
 
