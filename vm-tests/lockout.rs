@@ -30,7 +30,7 @@ pub(crate) fn is_refused(machine: &Machine, parts: &[&str]) {
 }
 
 /// A session of deploy's, from outside.
-fn as_deploy(machine: &Machine) -> std::process::Child {
+pub(crate) fn as_deploy(machine: &Machine) -> std::process::Child {
     let mut command = std::process::Command::new("ip");
     command.args(machine.ssh_args("10.77.0.2", 22, "deploy")).arg("sleep 60");
     let child = command.stdin(std::process::Stdio::null()).spawn().unwrap();

@@ -2,6 +2,7 @@
 //! goes on listening, and once it is mended everything comes back.
 
 use crate::gap::Watch;
+use crate::lockout::as_deploy;
 use crate::machine::{Machine, Suite, run};
 use crate::operator::{MOVE, socket_system};
 use crate::state::{
@@ -132,6 +133,22 @@ fn where_sshd_listens_after_a_rollback() {
     }
     machine.exec("harden rollback -y").code(0);
     assert_state(&machine, &Want::service(22));
+}
+
+/// Whom somebody shuts out on purpose stays out, as long as others get in.
+#[test]
+fn the_files_shut_somebody_out() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    let mut deploy = as_deploy(&machine);
+    machine.spec(SAME_PORT);
+    machine.apply_in_background("6s");
+    machine.sh("echo 'DenyUsers deploy' > /etc/ssh/sshd_config.d/20-own.conf");
+    assert_eq!(machine.background_end(), 4);
+    machine.ssh(22, "true").ok();
+    machine.ssh_as("deploy", 22, "true").code(255);
+    assert_closed(&machine);
+    deploy.kill().unwrap();
+    deploy.wait().unwrap();
 }
 
 /// On the command line, somebody's words beside those that come back.

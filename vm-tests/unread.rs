@@ -1,7 +1,7 @@
 //! Files that somebody has changed and the sshd that runs has not read: it lets in whom they shut out, and the
 //! next start of sshd, on the way there as on the way back, would not.
 
-use crate::lockout::{is_refused, spec};
+use crate::lockout::{as_deploy, is_refused, spec};
 use crate::machine::{Machine, Suite};
 use crate::operator::{MOVE, socket_system};
 use crate::state::{Want, assert_state, property, unchanged};
@@ -57,7 +57,7 @@ fn there_are_no_keys() {
     machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 4}}\n");
     let before = property(&machine, "ssh.service", "MainPID");
     let refused = machine.exec("harden apply -y --confirm probe spec.yaml").code(1);
-    assert!(refused.unwrapped().contains("passwords would not be taken any more"), "{refused:?}");
+    assert!(refused.unwrapped().contains("has not read its files"), "{refused:?}");
     assert_eq!(property(&machine, "ssh.service", "MainPID"), before);
 }
 
@@ -102,4 +102,41 @@ fn another_port() {
     machine.spec("version: 1\nssh: {port: 2022, settings: {MaxAuthTries: 4}}\n");
     machine.apply().code(0);
     assert_state(&machine, &Want::service(2022).with("maxauthtries 4"));
+}
+
+/// Files that sshd was asked to read again are read.
+#[test]
+fn after_a_reload() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    spec(&machine, "{MaxAuthTries: 4}", "");
+    machine.apply().code(0);
+    machine.root().write(OWN, "PermitRootLogin no\nDenyUsers deploy\n");
+    machine.exec("harden plan --exit-code spec.yaml").code(1);
+    machine.root().write(OWN, "MaxSessions 7\n");
+    machine.exec("harden plan --exit-code spec.yaml").code(3);
+    machine.sh("sleep 1.2; systemctl reload ssh.service; sleep 0.5");
+    machine.exec("harden plan --exit-code spec.yaml").code(0);
+}
+
+/// Root, who is not in, never got in, and nobody becomes root by sudo: the guards have nothing against a plan that
+/// leaves that alone. No login can be tried, and it is told what helps.
+#[test]
+fn who_is_in_gets_in() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.root().append("/etc/ssh/sshd_config", "PermitRootLogin no\n");
+    machine.sh("gpasswd -d deploy sudo; rm -f /etc/sudoers.d/deploy; systemctl restart ssh.service; sleep 1");
+    let mut deploy = as_deploy(&machine);
+    machine.spec(MOVE);
+    machine.root().write(OWN, "MaxSessions 7\n");
+    machine.exec("harden plan spec.yaml").code(0);
+    let back = machine.apply().code(4);
+    assert!(
+        back.unwrapped().contains("systemctl restart ssh.service has it read them"),
+        "{back:?}"
+    );
+    machine.sh("systemctl restart ssh.service");
+    machine.apply().code(0);
+    machine.ssh_as("deploy", 2222, "true").ok();
+    deploy.kill().unwrap();
+    deploy.wait().unwrap();
 }

@@ -224,6 +224,6 @@ fn plan_undo(
         .into());
     }
     validate::leads_back(files, &plan, before)?;
-    lockout::refuse_unread(files, observed, &plan)?;
+    lockout::refuse_unread_files(files, observed, &plan)?;
     Ok(plan)
 }

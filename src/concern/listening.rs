@@ -157,7 +157,7 @@ pub(crate) fn desired(
 
     let managed = asked.ports.is_some() || asked.listen.is_some();
     if mode == Mode::Service && !managed {
-        refuse_unread(observed, &endpoints)?;
+        refuse_unread_listeners(observed, &endpoints)?;
     }
     let ports = match &asked.ports {
         _ if !managed => Vec::new(),
@@ -278,7 +278,7 @@ fn from_files(globally: &Effect) -> Effective {
 }
 
 /// Somebody has changed where sshd listens, and it has not read that: a spec that says nothing of it moves nothing.
-fn refuse_unread(observed: &Observed, endpoints: &[SocketAddr]) -> Result<(), Refusal> {
+fn refuse_unread_listeners(observed: &Observed, endpoints: &[SocketAddr]) -> Result<(), Refusal> {
     let held = observed.held();
     let differs = held.iter().any(|at| !endpoints.contains(at));
     if !differs || !observed.is_unread() || observed.socket.is_active() {

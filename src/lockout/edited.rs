@@ -7,13 +7,18 @@ use super::{Admin, Guards, Risk, admins, gets_in, shut_out, sorted};
 use crate::error::{Error, Refusal};
 use crate::observe::Observed;
 use crate::plan::Plan;
-use crate::sys::{self, Files};
+use crate::sys::{self, Files, users};
 use crate::validate::Scratch;
 
 /// Whom sshd's files as they are would shut out, which the sshd that runs has not read: a change that is taken
 /// back leads there.
-pub(super) fn unread_shut_out(admins: &[Admin], now: &View, keys: &Keys) -> Option<Risk> {
-    let (_, lost) = sorted(admins, now, keys, |_| true);
+pub(super) fn unread_shut_out(
+    admins: &[Admin],
+    now: &View,
+    keys: &Keys,
+    may_enter: impl Fn(&Admin) -> bool,
+) -> Option<Risk> {
+    let (_, lost) = sorted(admins, now, keys, may_enter);
     let (admin, found) = lost.into_iter().next()?;
     let Risk { message, fix } = shut_out(admin, found, now, keys);
     Some(Risk {
@@ -29,7 +34,7 @@ pub(super) fn unread_shut_out(admins: &[Admin], now: &View, keys: &Keys) -> Opti
 ///
 /// # Errors
 /// A refusal that names who, and why.
-pub fn refuse_unread(files: &Files, observed: &Observed, plan: &Plan) -> Result<(), Error> {
+pub fn refuse_unread_files(files: &Files, observed: &Observed, plan: &Plan) -> Result<(), Error> {
     if !observed.is_unread() || !sys::is_root() {
         return Ok(());
     }
@@ -57,8 +62,11 @@ pub fn shut_out_since(
     let was = View::new(Some(scratch.main()), settings(then), way);
     let is = View::new(None, settings(now), way);
     let admins = admins(listed);
-    let (_, lost) = sorted(&admins, &is, &keys, |admin| gets_in(admin, &was, &keys));
-    let (admin, found) = lost.into_iter().next()?;
+    let (enters, lost) = sorted(&admins, &is, &keys, |admin| gets_in(admin, &was, &keys));
+    // Whom somebody has shut out on purpose is theirs to let in, as long as others can.
+    let can_mend = enters.iter().any(|admin| users::becomes_root(&admin.user));
+    let is_asked_for = |(admin, _): &(&Admin, _)| admin.listed || !can_mend;
+    let (admin, found) = lost.into_iter().find(is_asked_for)?;
     let Risk { message, fix } = shut_out(admin, found, &is, &keys);
     Some(format!("{message}; {fix}"))
 }

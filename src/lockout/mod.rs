@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use access::{Obstacle, obstacle};
-pub use edited::{refuse_unread, shut_out_since};
+pub use edited::{refuse_unread_files, shut_out_since};
 pub use host_keys::lost as lost_host_keys;
 use keys::Keys;
 use view::{View, Way};
@@ -64,6 +64,8 @@ struct Admin {
     from: Option<IpAddr>,
     /// Whether the spec names them.
     listed: bool,
+    /// Whether they are logged in.
+    present: bool,
 }
 
 /// Whether a plan may lock anybody out, as far as can be told: that sshd is asked, and it answers root alone.
@@ -133,11 +135,16 @@ impl<'g> Guards<'g> {
         }
         let mut risks: Vec<Risk> = unknown(listed).chain(other_family(plan)).collect();
         let unread = before.is_unread();
-        // Who does not get in today is not the plan's to let in.
-        let counts = |admin: &Admin| admin.listed || unread || gets_in(admin, &now, &keys);
+        let enters = |view: &View| admins.iter().any(|admin| gets_in(admin, view, &keys));
+        let nobody_enters = unread && !(enters(&then) && enters(&now));
+        // Who does not get in today is not the plan's to let in. By files that sshd has not read that does not show
+        // of those who are in.
+        let may_enter = |admin: &Admin| unread && (admin.present || nobody_enters);
+        let counts =
+            |admin: &Admin| admin.listed || may_enter(admin) || gets_in(admin, &now, &keys);
         let (enters, lost) = sorted(&admins, &then, &keys, counts);
         let told: Vec<String> = lost.iter().map(|(admin, _)| admin.user.name.clone()).collect();
-        let stuck = unread.then(|| edited::unread_shut_out(&admins, &now, &keys)).flatten();
+        let stuck = edited::unread_shut_out(&admins, &now, &keys, may_enter);
         if stuck.is_none() {
             let lost = lost.into_iter();
             risks.extend(lost.map(|(admin, found)| shut_out(admin, found, &then, &keys)));
@@ -155,9 +162,12 @@ impl<'g> Guards<'g> {
                 ),
             });
         }
-        risks.extend(session::risk(&admins, (&now, &then), &keys, &told));
+        let may_be_lost = |admin: &Admin| {
+            !told.contains(&admin.user.name) && (unread || gets_in(admin, &now, &keys))
+        };
+        risks.extend(session::risk(&admins, (&now, &then), &keys, may_be_lost));
         if unread || is_about_passwords(before, plan) {
-            risks.extend(passwords(&admins, (!unread).then_some(&now), &then, &keys));
+            risks.extend(passwords(&admins, &now, &then, &keys));
         }
         // Who is logged in from several places is told once.
         let mut seen = BTreeSet::new();
@@ -199,7 +209,7 @@ fn sorted<'a>(
 fn in_place_of(root: &Admin) -> impl Iterator<Item = Admin> {
     let others = users::administrators().into_iter().chain(users::people());
     let others = others.filter(|user| user.uid != 0 && users::becomes_root(user));
-    others.map(|user| Admin { user, from: root.from, listed: false })
+    others.map(|user| Admin { user, from: root.from, listed: false, present: false })
 }
 
 /// Who would be shut out, and why; of root also why nobody takes root's place who could.
@@ -282,16 +292,23 @@ fn admins(listed: &[String]) -> Vec<Admin> {
                 sessions.iter().filter(|(user, _)| user.name == *name).map(|(_, from)| *from);
             let from: Vec<_> = from.collect();
             let from = if from.is_empty() { vec![None] } else { from };
-            Some(from.into_iter().map(move |from| Admin { user: user.clone(), from, listed: true }))
+            Some(from.into_iter().map(move |from| Admin {
+                user: user.clone(),
+                from,
+                listed: true,
+                present: from.is_some(),
+            }))
         };
         return listed.iter().filter_map(of).flatten().collect();
     }
-    let mut admins: Vec<Admin> =
-        sessions.into_iter().map(|(user, from)| Admin { user, from, listed: false }).collect();
+    let mut admins: Vec<Admin> = sessions
+        .into_iter()
+        .map(|(user, from)| Admin { user, from, listed: false, present: true })
+        .collect();
     if !admins.iter().any(|admin| admin.user.uid == 0)
         && let Some(user) = users::named("root")
     {
-        admins.push(Admin { user, from: None, listed: false });
+        admins.push(Admin { user, from: None, listed: false, present: false });
     }
     admins
 }
@@ -315,18 +332,15 @@ fn is_about_passwords(before: &Observed, plan: &Plan) -> bool {
 }
 
 /// Passwords go, and nobody has a key.
-///
-/// `now`: who gives one now; everybody may where there is none.
-fn passwords(admins: &[Admin], now: Option<&View>, then: &View, keys: &Keys) -> Option<Risk> {
+fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
     let others = users::named("root").into_iter().chain(users::administrators());
     let others = others.chain(users::people());
-    let others = others.map(|user| Admin { user, from: None, listed: false });
+    let others = others.map(|user| Admin { user, from: None, listed: false, present: false });
     let everybody: Vec<Admin> = admins.iter().cloned().chain(others).collect();
     let takes = |view: &View, admin: &Admin| {
         view.of(admin).is_some_and(|effective| access::takes_passwords(&effective))
     };
-    let may = |admin: &Admin| now.is_none_or(|now| takes(now, admin));
-    let loses = |admin: &Admin| may(admin) && !takes(then, admin);
+    let loses = |admin: &Admin| takes(now, admin) && !takes(then, admin);
     if !everybody.iter().any(loses) {
         return None;
     }

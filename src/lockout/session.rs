@@ -15,12 +15,12 @@ use crate::sys::users;
 /// The key with which this very session was opened; where sshd has not logged that, any of those it may be. It has
 /// to open another one: its user's, or in place of one who is shut out, of somebody who can become root.
 ///
-/// `views`: what is in effect now, and what will be. `told`: who is known to be shut out already.
+/// `views`: what is in effect now, and what will be. `may_be_lost`: who gets in today, and of whom nothing is told yet.
 pub(super) fn risk(
     admins: &[Admin],
     views: (&View, &View),
     keys: &Keys,
-    told: &[String],
+    may_be_lost: impl Fn(&Admin) -> bool,
 ) -> Option<Risk> {
     let (now, then) = views;
     let session = Session::present()?;
@@ -31,8 +31,9 @@ pub(super) fn risk(
     };
     let known = admins.iter().find(|admin| admin.user.name == name).cloned();
     let from = Some(session.client.ip());
-    let admin =
-        known.or_else(|| Some(Admin { user: users::named(&name)?, from, listed: false }))?;
+    let admin = known.or_else(|| {
+        Some(Admin { user: users::named(&name)?, from, listed: false, present: true })
+    })?;
     let will_be = then;
     let (now, then) = (now.of(&admin)?, then.of(&admin)?);
     let (before, after) = (keys.accepted(&admin, &now), keys.accepted(&admin, &then));
@@ -42,7 +43,8 @@ pub(super) fn risk(
     let stays =
         |key: &&Key| after.iter().any(|other| other.print.fingerprint == key.print.fingerprint);
     let opened_it: Vec<&Key> = before.iter().filter(may_be).collect();
-    if !(opened_it.is_empty() || told.contains(&name))
+    if !opened_it.is_empty()
+        && may_be_lost(&admin)
         && let Some(found) = obstacle(&admin, &then, keys)
     {
         return opens_nothing(&admin, found, &opened_it, will_be, keys);

@@ -167,23 +167,29 @@ impl CommandLine {
 
     /// The options that set a keyword, in the form that `sshd -T` takes too.
     pub fn settings(&self) -> Vec<String> {
-        settings(&self.all())
+        options::parse(&self.all())
+            .into_iter()
+            .filter(|option| option.sets.is_some())
+            .flat_map(|option| option.words)
+            .collect()
     }
 
     /// Whether the sshd that runs has these settings.
     fn is_running(&self) -> bool {
-        self.running.is_empty() || settings(&self.running) == self.settings()
+        // How the words are quoted, and in which order they stand, a process does not show.
+        let sets = |words: &[String]| {
+            let mut sets: Vec<_> =
+                options::parse(words).into_iter().filter_map(|o| o.sets).collect();
+            sets.sort();
+            sets
+        };
+        self.running.is_empty() || sets(&self.running) == sets(&self.all())
     }
 }
 
 /// What a socket with `Accept=yes` starts for each connection (systemd.socket(5)).
 fn template(socket: &str) -> String {
     socket.replace(".socket", "@.service")
-}
-
-fn settings(words: &[String]) -> Vec<String> {
-    let options = options::parse(words).into_iter().filter(|option| option.sets.is_some());
-    options.flat_map(|option| option.words).collect()
 }
 
 /// A listening TCP socket.

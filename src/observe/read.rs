@@ -175,7 +175,7 @@ fn dependents(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<String>, Error
 
 /// Units that start just now, and after which one of the two would: harden may be part of one, and wait for itself.
 fn awaited(systemd: &Systemd, units: [&Unit; 2]) -> Result<Vec<String>, Error> {
-    let mut starting = systemd.units("activating", &["*"])?;
+    let mut starting = systemd.starting()?;
     starting.retain(|name| {
         units.iter().any(|unit| unit.after.contains(name))
             && units.iter().all(|unit| unit.name != *name)
@@ -219,7 +219,7 @@ fn untried_of(
     instance: Option<&Unit>,
 ) -> Vec<Untried> {
     let texts = |unit: &Unit| unit_files(files, [unit]);
-    let own = untried(files, service, &texts(service), service.is_active());
+    let own = untried(files, service, &texts(service), false);
     let behind = instance.and_then(|instance| {
         let found = untried(files, instance, &texts(instance), socket.is_active())?;
         Some(Untried { unit: template(&socket.name), ..found })
@@ -343,11 +343,28 @@ fn running_words(main_pid: u32) -> Vec<String> {
     options::shown(words).into_iter().skip(1).collect()
 }
 
-/// Whether a file that sshd reads changed after sshd started.
+/// Whether a file that sshd reads changed after sshd read it.
 fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Unit) -> bool {
     let newest = last_change(files, config, line.file.as_ref());
-    service.is_active() && service.started > 0 && newest > service.started
+    let read = service.started.max(reloaded(files, service));
+    service.is_active() && service.started > 0 && newest > read
 }
+
+/// When sshd was asked to read its files anew (sshd(8), SIGHUP): it writes its process id again, after it has read
+/// them. In microseconds since the epoch, a second early; 0 where it was not asked.
+fn reloaded(files: &Files, service: &Unit) -> u64 {
+    let path = Path::new(PID_FILE);
+    let own = service.main_pid.to_string();
+    let is_its = |text: Vec<u8>| String::from_utf8_lossy(&text).trim() == own;
+    if !files.read(path).ok().flatten().is_some_and(is_its) {
+        return 0;
+    }
+    let written = files.metadata(path).map(|meta| sys::usec(meta.mtime(), meta.mtime_nsec()));
+    written.unwrap_or_default().saturating_sub(1_000_000)
+}
+
+/// Where sshd writes its process id unless it is told otherwise (sshd_config(5), PidFile).
+const PID_FILE: &str = "/run/sshd.pid";
 
 /// When any file that sshd reads last changed, in microseconds since the epoch.
 ///

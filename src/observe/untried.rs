@@ -11,13 +11,15 @@ use crate::sys::units::Unit;
 use crate::sys::{self, Files};
 
 /// Directives that decide who gets in, or what somebody who is in may do.
-const DECIDE: [&str; 17] = [
+const DECIDE: [&str; 20] = [
     "BindPaths",
     "BindReadOnlyPaths",
     "CapabilityBoundingSet",
     "DynamicUser",
     "InaccessibleDirectories",
     "InaccessiblePaths",
+    "IPAddressDeny",
+    "NoExecPaths",
     "NoNewPrivileges",
     "PrivateNetwork",
     "PrivateUsers",
@@ -25,6 +27,7 @@ const DECIDE: [&str; 17] = [
     "RestrictSUIDSGID",
     "RootDirectory",
     "RootImage",
+    "SocketBindDeny",
     "SystemCallFilter",
     "TemporaryFileSystem",
     "User",
@@ -44,7 +47,7 @@ pub struct Untried {
 
 /// The first such directive of a unit.
 ///
-/// `texts`: the unit's own files. `tried`: whether the sshd that people come in by now is its own.
+/// `texts`: the unit's own files. `tried`: whether people come in by it now, each by an sshd of their own.
 pub(super) fn untried(
     files: &Files,
     unit: &Unit,
@@ -58,6 +61,8 @@ pub(super) fn untried(
     {
         let changed =
             files.metadata(&file.real).map(|meta| sys::usec(meta.ctime(), meta.ctime_nsec()));
+        // A time in the future says nothing: the clock was set back.
+        let changed = changed.filter(|time| *time <= sys::now_usec());
         newest = newest.max(changed.unwrap_or_default());
         for line in file.text.lines() {
             let Some((key, value)) = line.split_once('=') else { continue };
@@ -70,7 +75,7 @@ pub(super) fn untried(
             }
         }
     }
-    let has_run = tried && (unit.started == 0 || unit.started > newest);
+    let has_run = tried || unit.started > newest;
     let (directive, path) = said.into_values().next().filter(|_| !has_run)?;
     Some(Untried { unit: unit.name.clone(), directive, path })
 }

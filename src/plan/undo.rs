@@ -83,7 +83,7 @@ pub fn undo(
     let transition = transition(earlier, observed, settle, &why)?;
     concern::units::refuse_refusing(observed, transition.steps())?;
     concern::units::refuse_taken(observed, &earlier.before.held())?;
-    concern::units::refuse_untried(observed, &serving(earlier.before))?;
+    refuse_untried_since(earlier.before, observed)?;
     let unit_texts = texts(&units, "units").into_iter().chain(sparing).collect();
     let transition = Transition { files: unit_texts, ..transition };
     let expect = expectation(earlier.before, &transition);
@@ -97,9 +97,17 @@ pub fn undo(
     Ok(Plan { changes, warnings, trial, steps, expect, candidate, options })
 }
 
-/// The unit whose sshd people would come in by.
-fn serving(before: &Observed) -> String {
-    if before.socket.is_active() { before.behind_socket() } else { before.service.name.clone() }
+/// What the service does to its sshd was tried then, unless somebody has written it since.
+fn refuse_untried_since(before: &Observed, observed: &Observed) -> Result<(), Refusal> {
+    let text =
+        |host: &Observed, path: &Path| host.unit_files.get(path).map(|file| file.text.clone());
+    let is_new = |path: &Path| text(before, path) != text(observed, path);
+    let name = &before.service.name;
+    let mut untried = observed.untried.iter().filter(|untried| untried.unit == *name);
+    if !untried.any(|untried| is_new(&untried.path)) {
+        return Ok(());
+    }
+    concern::units::refuse_untried(observed, name)
 }
 
 /// What the next boot would make of the state before.

@@ -36,7 +36,7 @@ impl KeyLine {
 }
 
 /// What separates words there; no other blank does.
-const BLANK: [char; 3] = [' ', '\t', '\r'];
+const BLANK: [char; 2] = [' ', '\t'];
 /// The highest number of a tunnel (misc.h, `SSH_TUNID_MAX`).
 const LAST_TUNNEL: u32 = 0x7fff_fffd;
 

@@ -166,6 +166,10 @@ pub struct Systemd {
     requests: mpsc::Sender<Request>,
 }
 
+/// A unit as `ListUnitsByPatterns` has it: its name first, and the id of its job the eighth.
+type Row =
+    (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
 impl Systemd {
     /// Connects to the system bus.
     ///
@@ -296,25 +300,19 @@ impl Systemd {
 
     /// Names of the loaded units in a state (`ActiveState`) that match any of the glob patterns.
     pub fn units(&self, state: &str, patterns: &[&str]) -> Result<Vec<String>> {
-        type Row = (
-            String,
-            String,
-            String,
-            String,
-            String,
-            String,
-            OwnedObjectPath,
-            u32,
-            String,
-            OwnedObjectPath,
-        );
+        Ok(self.rows(state, patterns)?.into_iter().map(|row| row.0).collect())
+    }
+
+    /// Names of the units that are starting, and whose start systemd waits for (they have a job): one that is started
+    /// again after a while has none meanwhile.
+    pub fn starting(&self) -> Result<Vec<String>> {
+        let rows = self.rows("activating", &["*"])?.into_iter();
+        Ok(rows.filter(|row| row.7 != 0).map(|row| row.0).collect())
+    }
+
+    fn rows(&self, state: &str, patterns: &[&str]) -> Result<Vec<Row>> {
         let patterns: Vec<String> = patterns.iter().map(|&pattern| pattern.into()).collect();
-        let rows: Vec<Row> = self.call(
-            "cannot list units",
-            "ListUnitsByPatterns",
-            (vec![state.to_owned()], patterns),
-        )?;
-        Ok(rows.into_iter().map(|row| row.0).collect())
+        self.call("cannot list units", "ListUnitsByPatterns", (vec![state.to_owned()], patterns))
     }
 
     /// Runs a job (`StartUnit`, `StopUnit`, `RestartUnit`) and waits until systemd removed it.

@@ -190,6 +190,7 @@ impl<'r, 'm> Way<'r, 'm> {
             self.attempt(reloaded);
             why = self.run.observe().ok().and_then(|now| self.obstacle(&now));
         }
+        let why = why.or_else(|| self.shut_out(&now));
         let is_refused = why.is_some();
         self.failures.extend(why);
         is_refused
@@ -199,10 +200,13 @@ impl<'r, 'm> Way<'r, 'm> {
         let owners = [&self.run.before.socket, &self.run.before.service].into_iter();
         let owners = owners.filter(|unit| unit.is_active()).map(|unit| unit.name.as_str());
         let owners: Vec<_> = owners.collect();
+        now.obstacle(&owners).or_else(|| self.elsewhere(now, owners.first()?))
+    }
+
+    /// Somebody has edited sshd's files so that it would start, and turn people away.
+    fn shut_out(&self, now: &Observed) -> Option<String> {
         let admins = self.run.terms.as_ref().map(|terms| terms.admins.as_slice());
-        let before = &self.run.before;
-        let shut_out = || self.run.machine.shut_out(before, now, admins.unwrap_or_default());
-        now.obstacle(&owners).or_else(|| self.elsewhere(now, owners.first()?)).or_else(shut_out)
+        self.run.machine.shut_out(&self.run.before, now, admins.unwrap_or_default())
     }
 
     /// Somebody has edited where sshd listens: it would start, and not be back.

@@ -152,19 +152,21 @@ fn try_all(files: &Files, asked: &Asked) -> Result<Answer, Error> {
         let (faults, notes) = judge(&admins, &tried, &tried, operator);
         return Ok(Answer { faults, notes, unproven: None });
     }
-    let worked = if asked.before.is_unread() {
-        // Whom the sshd that runs lets in, its files do not say.
-        vec![Login::In; admins.len()]
-    } else {
-        old.knock(&admins, &forced, &known_hosts)?
-    };
+    let worked = old.knock(&admins, &forced, &known_hosts)?;
     // Nothing that happens once is held against the new configuration.
     let tried = knock()?;
     let (faults, mut notes) = judge(&admins, &worked, &tried, operator);
     let mut unproven = None;
     if let Some(why) = unknown(&admins, &worked, &tried, stranger.or(operator)) {
         let moved = moved(&old, &new)?;
-        if moved.is_empty() {
+        if asked.before.is_unread() {
+            // Whom the sshd that runs lets in, its files do not say.
+            unproven = Some(format!(
+                "{why}, and sshd has not read its files since they were changed (systemctl restart {} \
+                 has it read them)",
+                asked.before.service.name
+            ));
+        } else if moved.is_empty() {
             notes.push(format!("no login was tried for them: {why}"));
         } else {
             unproven = Some(format!("{why}, and the change is about {}", moved.join(", ")));
