@@ -144,7 +144,8 @@ impl<'g> Guards<'g> {
             |admin: &Admin| admin.listed || may_enter(admin) || gets_in(admin, &now, &keys);
         let (enters, lost) = sorted(&admins, &then, &keys, counts);
         let told: Vec<String> = lost.iter().map(|(admin, _)| admin.user.name.clone()).collect();
-        let stuck = edited::unread_shut_out(&admins, &now, &keys, may_enter);
+        let stuck =
+            unread.then(|| edited::unread_shut_out(&admins, &now, &keys, may_enter)).flatten();
         if stuck.is_none() {
             let lost = lost.into_iter();
             risks.extend(lost.map(|(admin, found)| shut_out(admin, found, &then, &keys)));

@@ -104,7 +104,8 @@ fn refuse_untried_since(before: &Observed, observed: &Observed) -> Result<(), Re
     let is_new = |path: &Path| text(before, path) != text(observed, path);
     let name = &before.service.name;
     let mut untried = observed.untried.iter().filter(|untried| untried.unit == *name);
-    if !untried.any(|untried| is_new(&untried.path)) {
+    let serves = !(before.socket.is_active() && before.socket.accept);
+    if !serves || !untried.any(|untried| is_new(&untried.path)) {
         return Ok(());
     }
     concern::units::refuse_untried(observed, name)
