@@ -1,17 +1,11 @@
 //! What is in effect, for whom, and which line says so: `harden verify`, and lines of others that win.
 
-use crate::machine::{Machine, Ran, Suite};
+use crate::machine::{Machine, Suite};
 use crate::on_debian;
 use crate::operator::socket_system;
 use crate::state::{Want, assert_state, unchanged};
 
 on_debian!(a_host_is_verified, blocks_apply_to_those_they_name);
-
-/// The text of an answer without its line breaks.
-fn said(ran: &Ran) -> String {
-    let text = format!("{} {}", ran.stdout, ran.stderr);
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
 
 const SPEC: &str =
     "version: 1\nssh: {port: 2222, socket: disabled, settings: {PasswordAuthentication: no}}\n";
@@ -28,19 +22,21 @@ mod cases {
         machine.spec(SPEC);
         let verify =
             |code| unchanged(&machine, || machine.exec("harden verify spec.yaml").code(code));
-        let before = said(&verify(3));
+        let before = verify(3).unwrapped();
         for part in ["not as the spec says", "nothing listens on 0.0.0.0:2222", "create /etc/ssh"] {
             assert!(before.contains(part), "{part}: {before}");
         }
         machine.apply().code(0);
         assert!(
-            said(&verify(0)).contains("as the spec says: listeners, units and values are proven")
+            verify(0)
+                .unwrapped()
+                .contains("as the spec says: listeners, units and values are proven")
         );
 
         // A file that is read first.
         let first = "/etc/ssh/sshd_config.d/00-a.conf";
         machine.root().write(first, "PasswordAuthentication yes\n");
-        let drift = said(&verify(3));
+        let drift = verify(3).unwrapped();
         assert!(drift.contains("`PasswordAuthentication no` is not in effect"), "{drift}");
         assert!(drift.split_whitespace().collect::<String>().contains(".conf:1wins)"), "{drift}");
         machine.root().remove(first);
@@ -49,7 +45,7 @@ mod cases {
         let block = "/etc/ssh/sshd_config.d/90-match.conf";
         machine.root().write(block, "Match User deploy\n\tpasswordauthentication \"yes\"\n");
         machine.sh("systemctl restart ssh.service");
-        let drift = said(&verify(3));
+        let drift = verify(3).unwrapped();
         assert!(drift.contains("90-match.conf:2 says `passwordauthentication yes`"), "{drift}");
         // One that says the same as the spec does no harm.
         machine.root().write(block, "Match User deploy\nPasswordAuthentication NO\n");
@@ -57,7 +53,7 @@ mod cases {
         verify(0);
 
         machine.sh("systemctl stop ssh.service");
-        let drift = said(&verify(3));
+        let drift = verify(3).unwrapped();
         assert!(drift.contains("ssh.service is inactive"), "{drift}");
         machine.sh("systemctl start ssh.service");
         assert_state(&machine, &Want::service(2222));
@@ -91,7 +87,7 @@ mod cases {
         machine.spec("version: 1\nssh: {settings: {AllowTcpForwarding: no}}\n");
         let warned = machine.apply().code(0);
         assert!(
-            said(&warned).contains("no longer has a block for `Match Group sudo`"),
+            warned.unwrapped().contains("no longer has a block for `Match Group sudo`"),
             "{warned:?}"
         );
         is("user=deploy,host=x,addr=192.0.2.9", "allowtcpforwarding no");
@@ -138,7 +134,7 @@ fn a_crypto_policy_is_named_and_left_alone() {
     });
     machine.spec("version: 1\nssh: {settings: {Ciphers: aes128-ctr}}\n");
     let refused = unchanged(&machine, || machine.apply().code(1));
-    let named = said(&refused);
+    let named = refused.unwrapped();
     assert!(named.contains("`-oCiphers=aes256-ctr`"), "{named}");
     assert!(named.contains("/etc/crypto-policies/opensshserver.config"), "{named}");
     machine.root().write("/etc/default/ssh", "SSHD_OPTS=\"-o MaxAuthTries=9\"\n");
@@ -159,7 +155,7 @@ fn a_block_for_all_is_named() {
     machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
     let refused = unchanged(&machine, || machine.apply().code(1));
     assert!(
-        said(&refused).contains("says `MaxAuthTries 9`, and a Match block wins"),
+        refused.unwrapped().contains("says `MaxAuthTries 9`, and a Match block wins"),
         "{refused:?}"
     );
     // But not one that counts for nobody.
@@ -196,10 +192,10 @@ fn an_sshd_that_reads_other_files_is_seen() {
         machine.sh("systemctl daemon-reload; systemctl restart ssh.service");
         machine.wait_for("listener", "ss -Hltn | grep -q :22");
         let drift = unchanged(&machine, || machine.exec("harden verify spec.yaml").code(3));
-        assert!(said(&drift).contains(told), "{told}: {drift:?}");
+        assert!(drift.unwrapped().contains(told), "{told}: {drift:?}");
         machine.spec("version: 1\nssh: {settings: {MaxAuthTries: 3}}\n");
         let refused = unchanged(&machine, || machine.apply().code(1));
-        assert!(said(&refused).contains(told), "{told}: {refused:?}");
+        assert!(refused.unwrapped().contains(told), "{told}: {refused:?}");
         machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no}}\n");
     }
     // One that names the file that it would read anyhow is as good as none.
@@ -244,7 +240,7 @@ fn a_keyword_without_effect_is_refused() {
     ] {
         machine.spec(&format!("version: 1\nssh: {{{section}}}\n"));
         let refused = unchanged(&machine, || machine.apply().code(2));
-        let told = said(&refused);
+        let told = refused.unwrapped();
         assert!(told.contains("has no effect") && told.contains("forgets it"), "{told}");
         assert!(told.contains(&format!("spec.yaml:{place}")), "{told}");
     }
@@ -259,11 +255,11 @@ fn the_name_that_this_release_has_is_proposed() {
         ("PasswordAuthentification: no", "this sshd has `passwordauthentication`"),
     ] {
         machine.spec(&format!("version: 1\nssh: {{settings: {{{asked}}}}}\n"));
-        let told = said(&unchanged(&machine, || machine.apply().code(2)));
+        let told = unchanged(&machine, || machine.apply().code(2)).unwrapped();
         assert!(told.contains("spec.yaml:2:") && told.contains(has), "{told}");
     }
     machine.spec("version: 1\nssh: {settings: {RequiredRSASize: 2048}}\n");
-    let told = said(&machine.apply().code(2));
+    let told = machine.apply().code(2).unwrapped();
     assert!(told.contains("sshd refuses `RequiredRSASize`") && !told.contains("has `"), "{told}");
 }
 
@@ -286,7 +282,7 @@ fn another_socket_for_sshd_is_seen() {
     machine.sh("systemctl start hello.socket");
     machine.apply().code(0);
     machine.sh("systemctl start remote.socket");
-    let drift = said(&machine.exec("harden verify spec.yaml").code(3));
+    let drift = machine.exec("harden verify spec.yaml").code(3).unwrapped();
     assert!(drift.contains("remote.socket also listens for SSH, on [::]:2200"), "{drift}");
     assert!(!drift.contains("hello"), "{drift}");
 }
@@ -302,7 +298,7 @@ fn what_is_seldom_written_is_read_too() {
     machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no}}\n");
     let refused = unchanged(&machine, || machine.apply().code(1));
     assert!(
-        said(&refused).contains("/etc/ssh/site.d/1.conf:2 says `PasswordAuthentication yes`"),
+        refused.unwrapped().contains("/etc/ssh/site.d/1.conf:2 says `PasswordAuthentication yes`"),
         "{refused:?}"
     );
     machine.root().remove("/etc/ssh/site.d/1.conf");
@@ -315,14 +311,14 @@ fn what_is_seldom_written_is_read_too() {
     machine.sh("cp -a /etc/ssh/sshd_config.d other; echo 'PasswordAuthentication yes' > other/00-a.conf; \
                 mv /etc/ssh/sshd_config.d kept; mv other /etc/ssh/sshd_config.d; systemctl restart ssh.service; \
                 mv /etc/ssh/sshd_config.d other; mv kept /etc/ssh/sshd_config.d");
-    let drift = said(&machine.exec("harden verify spec.yaml").code(3));
+    let drift = machine.exec("harden verify spec.yaml").code(3).unwrapped();
     assert!(drift.contains("sshd's files changed after it started"), "{drift}");
     machine.apply().code(0);
     machine.exec("harden verify spec.yaml").code(0);
     // Nor is one that is gone.
     machine.sh("echo 'MaxSessions 7' > /etc/ssh/site.d/1.conf; systemctl restart ssh.service; \
                 mv /etc/ssh/site.d /etc/ssh/gone");
-    let drift = said(&machine.exec("harden verify spec.yaml").code(3));
+    let drift = machine.exec("harden verify spec.yaml").code(3).unwrapped();
     assert!(drift.contains("sshd's files changed after it started"), "{drift}");
     machine.apply().code(0);
     machine.exec("harden verify spec.yaml").code(0);
@@ -330,7 +326,11 @@ fn what_is_seldom_written_is_read_too() {
     machine.sh("sed -i 's/^KbdInteractive.*/KbdInteractiveAuthentication yes/' /etc/ssh/sshd_config; systemctl restart ssh.service");
     machine.spec("version: 1\nssh: {settings: {PasswordAuthentication: no, MaxAuthTries: 3}}\n");
     assert!(
-        said(&machine.exec("harden plan spec.yaml").code(0)).contains("passwords are still taken")
+        machine
+            .exec("harden plan spec.yaml")
+            .code(0)
+            .unwrapped()
+            .contains("passwords are still taken")
     );
 }
 
@@ -362,7 +362,7 @@ fn a_command_line_that_hides_a_setting_is_seen() {
         machine.sh("systemctl daemon-reload; systemctl restart ssh.service");
         let refused = unchanged(&machine, || machine.apply());
         assert!(refused.code == 1 || refused.code == 4, "{refused:?}");
-        assert!(said(&refused).contains("PasswordAuthentication yes"), "{refused:?}");
+        assert!(refused.unwrapped().contains("PasswordAuthentication yes"), "{refused:?}");
         machine.exec("harden verify spec.yaml").code(3);
     }
 }
@@ -385,7 +385,7 @@ fn a_block_that_cannot_count_is_refused() {
         [("{User: \"*\"}", "{User: deploy}"), ("{User: [ada, deploy]}", "{User: deploy}")]
     {
         blocks(one, other);
-        let told = said(&unchanged(&machine, || machine.apply().code(1)));
+        let told = unchanged(&machine, || machine.apply().code(1)).unwrapped();
         assert!(told.contains("`MaxAuthTries 4` would not take effect"), "{told}");
     }
     blocks("{User: deploy}", "{User: \"*\"}");
@@ -409,7 +409,7 @@ fn a_second_factor_is_not_switched_off() {
     machine.sh("sed -i 's/^KbdInteractive.*/KbdInteractiveAuthentication yes/' /etc/ssh/sshd_config; systemctl restart ssh.service");
     machine.spec("version: 1\nssh: {profile: recommended}\n");
     let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
-    let told = said(&refused);
+    let told = refused.unwrapped();
     assert!(
         told.contains(
             "(/etc/ssh/sshd_config) would let nobody in: `KbdInteractiveAuthentication no`"
@@ -424,7 +424,7 @@ fn a_second_factor_is_not_switched_off() {
     machine.spec(
         "version: 1\nssh: {match: [{criteria: {User: x}, settings: {X11Forwarding: maybe}}]}\n",
     );
-    let told = said(&machine.apply().code(2));
+    let told = machine.apply().code(2).unwrapped();
     assert!(
         told.contains("spec.yaml:2:48") && told.contains("sshd refuses `X11Forwarding`"),
         "{told}"

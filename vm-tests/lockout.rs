@@ -1,6 +1,6 @@
 //! Whom a plan would lock out is told before anything is changed: who, why, and what to do.
 
-use crate::machine::{Machine, Suite};
+use crate::machine::{Machine, Suite, V4};
 use crate::on_debian;
 use crate::operator::{MOVE, socket_system};
 use crate::state::unchanged;
@@ -27,15 +27,6 @@ pub(crate) fn is_refused(machine: &Machine, parts: &[&str]) {
     let planned = machine.exec("harden plan spec.yaml --output json").code(1);
     let report: serde_json::Value = serde_json::from_str(&planned.stdout).unwrap();
     assert_eq!(report["error"]["code"], "lockout", "{report}");
-}
-
-/// A session of deploy's, from outside.
-pub(crate) fn as_deploy(machine: &Machine) -> std::process::Child {
-    let mut command = std::process::Command::new("ip");
-    command.args(machine.ssh_args("10.77.0.2", 22, "deploy")).arg("sleep 60");
-    let child = command.stdin(std::process::Stdio::null()).spawn().unwrap();
-    machine.wait_for("session", "pgrep -f '[s]shd.*: deploy@'");
-    child
 }
 
 /// Settings, and what has to be said of them.
@@ -88,7 +79,7 @@ mod cases {
 
     pub(super) fn who_is_logged_in_stays_in(suite: Suite) {
         let machine = Machine::boot(suite, |_| {});
-        let mut session = as_deploy(&machine);
+        let session = machine.session_of("deploy", V4, 22);
         for (settings, parts) in SETTINGS {
             let renamed = suite == Suite::Bullseye;
             let settings = if renamed {
@@ -103,8 +94,7 @@ mod cases {
         spec(&machine, "{DenyUsers: \"deploy@192.0.2.0/24\"}", "");
         machine.exec("harden plan spec.yaml").code(0);
         the_account_counts_too(&machine);
-        session.kill().unwrap();
-        session.wait().unwrap();
+        drop(session);
     }
 
     /// An account that is locked, and a folder that others can write.
@@ -275,15 +265,11 @@ fn a_key_that_is_not_taken_is_none() {
     is_refused(&machine, &["nobody who can become root has a key here"]);
     // Of somebody who is logged in it is known.
     with("from=\"10.77.0.0/24\"");
-    let mut command = std::process::Command::new("ip");
-    command.args(machine.ssh_args("10.77.0.2", 22, "root")).arg("sleep 60");
-    let mut session = command.stdin(std::process::Stdio::null()).spawn().unwrap();
-    machine.wait_for("session", "pgrep -f '[s]shd.*: root@'");
+    let session = machine.session(22);
     machine.exec("harden plan spec.yaml").code(0);
     with("from=\"192.0.2.0/24,!10.77.0.*\"");
     is_refused(&machine, &["is taken from 192.0.2.0/24,!10.77.0.* alone, and not from 10.77.0.1"]);
-    session.kill().unwrap();
-    session.wait().unwrap();
+    drop(session);
 }
 
 /// One-time passwords are not for harden to know: who has set them up may ask for them.
@@ -460,6 +446,10 @@ fn accounts_folders_and_sessions_count() {
     machine.exec("harden plan spec.yaml").code(0);
     machine.sh("gpasswd -a nobody deploy");
     is_refused(&machine, &["StrictModes: others can write"]);
+    // A folder of everybody's is not to be changed for that.
+    machine.sh("gpasswd -d nobody deploy; cd /home/deploy/.ssh; mv authorized_keys /tmp/keys; ln -s /tmp/keys authorized_keys");
+    let fix = "keep /home/deploy/.ssh/authorized_keys where nobody but root and deploy can write";
+    is_refused(&machine, &["StrictModes: others can write /tmp", fix]);
 }
 
 /// Groups of a directory have blanks in their names.
@@ -507,10 +497,7 @@ fn ageing_passwords_and_nologin_count() {
 fn from_wherever_one_is_logged_in() {
     let machine = Machine::boot(Suite::Bookworm, |_| {});
     let mut first = machine.session(22);
-    let mut command = std::process::Command::new("ip");
-    command.args(machine.ssh_args("fd77::2", 22, "root")).arg("sleep 60");
-    let mut second = command.stdin(std::process::Stdio::null()).spawn().unwrap();
-    machine.wait_for("sessions", "[ $(pgrep -fc '[s]shd.*: root@') = 2 ]");
+    let second = machine.session_of("root", "fd77::2", 22);
     for place in ["fd77::1", "10.77.0.1"] {
         spec(&machine, &format!("{{AllowUsers: \"root@{place}\"}}"), "");
         is_refused(&machine, &["root could not log in any more"]);
@@ -518,8 +505,7 @@ fn from_wherever_one_is_logged_in() {
     spec(&machine, "{AllowUsers: [\"root@fd77::1\", \"root@10.77.0.1\"]}", "");
     machine.exec("harden plan spec.yaml").code(0);
     assert!(first.lives());
-    second.kill().unwrap();
-    second.wait().unwrap();
+    drop(second);
     machine.sh("gpasswd -d deploy sudo; rm -f /etc/sudoers.d/*");
     spec(&machine, "{PermitRootLogin: no}", "");
     is_refused(&machine, &["nobody else who gets in becomes root by sudo"]);

@@ -69,9 +69,10 @@ impl Ran {
         }
     }
 
-    /// What was said on standard error, in one line.
+    /// Everything that was said, in one line.
     pub(crate) fn unwrapped(&self) -> String {
-        self.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
+        let words = self.stdout.split_whitespace().chain(self.stderr.split_whitespace());
+        words.collect::<Vec<_>>().join(" ")
     }
 
     /// Standard output of a command that must have succeeded.
@@ -343,9 +344,15 @@ impl Machine {
     /// Opens a session that stays open.
     #[track_caller]
     pub(crate) fn session(&self, port: u16) -> Session {
+        self.session_of("root", V4, port)
+    }
+
+    /// The same for a user, to one of its addresses.
+    #[track_caller]
+    pub(crate) fn session_of(&self, user: &str, host: &str, port: u16) -> Session {
         // Debian 11's ssh@.service takes /run/sshd away when a connection ends, under the next one.
         for _ in 0..3 {
-            let mut session = self.session_with(port, "cat");
+            let mut session = self.open(user, host, port, "cat");
             if session.lives() {
                 return session;
             }
@@ -355,8 +362,12 @@ impl Machine {
 
     /// Opens a session that runs a command.
     pub(crate) fn session_with(&self, port: u16, command: &str) -> Session {
+        self.open("root", V4, port, command)
+    }
+
+    fn open(&self, user: &str, host: &str, port: u16, command: &str) -> Session {
         let mut child = Command::new("ip")
-            .args(self.ssh_args(V4, port, "root"))
+            .args(self.ssh_args(host, port, user))
             .arg(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -216,6 +216,10 @@ fn other_options_for_each_connection() {
         refused.unwrapped().contains("`MaxStartups` has no effect behind ssh.socket"),
         "{refused:?}"
     );
+    machine.spec("version: 1\nssh: {profile: recommended}\n");
+    let applied = machine.apply().code(0);
+    assert!(applied.unwrapped().contains("left out MaxStartups: no effect behind"), "{applied:?}");
+    machine.exec("harden verify spec.yaml").code(0);
     // Nor does anybody get in, on the way from the service to the socket, behind a home that is not there.
     let machine = Machine::boot(Suite::Bullseye, |_| {});
     machine.spec("version: 1\nssh: {port: 2222, socket: enabled}\n");

@@ -2,8 +2,7 @@
 //! goes on listening, and once it is mended everything comes back.
 
 use crate::gap::Watch;
-use crate::lockout::as_deploy;
-use crate::machine::{Machine, Suite, run};
+use crate::machine::{Machine, Suite, V4, run};
 use crate::operator::{MOVE, socket_system};
 use crate::state::{
     Want, assert_closed, assert_over, assert_state, property, unchanged, wait_until_idle,
@@ -139,7 +138,7 @@ fn where_sshd_listens_after_a_rollback() {
 #[test]
 fn the_files_shut_somebody_out() {
     let machine = Machine::boot(Suite::Bookworm, |_| {});
-    let mut deploy = as_deploy(&machine);
+    let deploy = machine.session_of("deploy", V4, 22);
     machine.spec(SAME_PORT);
     machine.apply_in_background("6s");
     machine.sh("echo 'DenyUsers deploy' > /etc/ssh/sshd_config.d/20-own.conf");
@@ -147,8 +146,7 @@ fn the_files_shut_somebody_out() {
     machine.ssh(22, "true").ok();
     machine.ssh_as("deploy", 22, "true").code(255);
     assert_closed(&machine);
-    deploy.kill().unwrap();
-    deploy.wait().unwrap();
+    drop(deploy);
 }
 
 /// On the command line, somebody's words beside those that come back.
@@ -460,10 +458,7 @@ fn what_the_next_boot_brings_is_told() {
         machine.spec(MOVE);
         machine.apply().code(0);
         let undone = machine.exec("harden rollback -y").code(0);
-        assert!(
-            undone.stdout.split_whitespace().collect::<Vec<_>>().join(" ").contains(told),
-            "{undone:?}"
-        );
+        assert!(undone.unwrapped().contains(told), "{undone:?}");
         assert_eq!(
             undone.stderr.contains("and enabled for the next boot"),
             suite == Suite::Trixie,

@@ -1,8 +1,8 @@
 //! Files that somebody has changed and the sshd that runs has not read: it lets in whom they shut out, and the
 //! next start of sshd, on the way there as on the way back, would not.
 
-use crate::lockout::{as_deploy, is_refused, spec};
-use crate::machine::{Machine, Suite};
+use crate::lockout::{is_refused, spec};
+use crate::machine::{Machine, Suite, V4};
 use crate::operator::{MOVE, socket_system};
 use crate::state::{Want, assert_state, property, unchanged};
 
@@ -125,7 +125,7 @@ fn who_is_in_gets_in() {
     let machine = Machine::boot(Suite::Bookworm, |_| {});
     machine.root().append("/etc/ssh/sshd_config", "PermitRootLogin no\n");
     machine.sh("gpasswd -d deploy sudo; rm -f /etc/sudoers.d/deploy; systemctl restart ssh.service; sleep 1");
-    let mut deploy = as_deploy(&machine);
+    let deploy = machine.session_of("deploy", V4, 22);
     machine.spec(MOVE);
     machine.root().write(OWN, "MaxSessions 7\n");
     machine.exec("harden plan spec.yaml").code(0);
@@ -137,6 +137,5 @@ fn who_is_in_gets_in() {
     machine.sh("systemctl restart ssh.service");
     machine.apply().code(0);
     machine.ssh_as("deploy", 2222, "true").ok();
-    deploy.kill().unwrap();
-    deploy.wait().unwrap();
+    drop(deploy);
 }

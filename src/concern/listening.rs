@@ -206,12 +206,10 @@ pub(crate) fn leave_uncounted(
             format!("use `socket: disabled`, or MaxConnections= of {name} in place of it"),
         ));
     }
-    let left_out = spec.ssh.settings.iter().find(|setting| counts(setting));
-    let left_out = left_out.map(|setting| {
-        format!("left out {}, which has no effect behind {}", setting.keyword, socket.name)
-    });
-    spec.ssh.settings.retain(|setting| !counts(setting));
-    Ok(left_out)
+    let left_out: Vec<String> =
+        spec.ssh.settings.extract_if(.., |setting| counts(setting)).map(|s| s.keyword).collect();
+    Ok((!left_out.is_empty())
+        .then(|| format!("left out {}: no effect behind {}", left_out.join(", "), socket.name)))
 }
 
 /// Ports and addresses that the spec, or else an earlier one, asks for.

@@ -183,14 +183,15 @@ impl<'c> Sight<'c> {
         let Observed { service, socket, listeners, .. } = &self.case.observed;
         let is_in_use = |unit: &Unit| unit.is_up() || unit.is_enabled();
         let is_theirs = |listener: &&Listener| match &listener.owner {
-            Owner::Unit(unit) => listener.ssh && ![&service.name, &socket.name].contains(&unit),
+            Owner::Unit(unit) => ![&service.name, &socket.name].contains(&unit),
+            // A rescue of harden's own is none that may stay.
             Owner::Process(process) => {
-                listener.ssh && !is_orphan(listener, &service.name) && !process.unit.is_empty()
+                !is_orphan(listener, &service.name) && !process.is_of_harden()
             }
             Owner::Unseen => false,
         };
-        let theirs: Vec<SocketAddr> =
-            listeners.iter().filter(is_theirs).flat_map(Listener::serves).collect();
+        let theirs = listeners.iter().filter(|listener| listener.ssh).filter(is_theirs);
+        let theirs: Vec<SocketAddr> = theirs.flat_map(Listener::serves).collect();
         let rest = ![service, socket].into_iter().any(is_in_use);
         rest && !self.wanted.is_empty() && self.wanted.iter().all(|at| theirs.contains(at))
     }

@@ -65,7 +65,7 @@ pub fn shut_out_since(
     let (enters, lost) = sorted(&admins, &is, &keys, |admin| gets_in(admin, &was, &keys));
     // Whom somebody has shut out on purpose is theirs to let in, as long as others can.
     let can_mend = enters.iter().any(|admin| users::becomes_root(&admin.user));
-    let is_asked_for = |(admin, _): &(&Admin, _)| admin.listed || !can_mend;
+    let is_asked_for = |(admin, _): &(&Admin, _)| admin.is_listed() || !can_mend;
     let (admin, found) = lost.into_iter().find(is_asked_for)?;
     let Risk { message, fix } = shut_out(admin, found, &is, &keys);
     Some(format!("{message}; {fix}"))

@@ -62,10 +62,25 @@ struct Admin {
     user: User,
     /// Where they come from, if that is known.
     from: Option<IpAddr>,
-    /// Whether the spec names them.
-    listed: bool,
-    /// Whether they are logged in.
-    present: bool,
+    /// Why they count.
+    standing: Standing,
+}
+
+/// Why an administrator counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// The spec names them.
+    Listed,
+    /// They are logged in.
+    LoggedIn,
+    /// They may have a way in.
+    Possible,
+}
+
+impl Admin {
+    fn is_listed(&self) -> bool {
+        self.standing == Standing::Listed
+    }
 }
 
 /// Whether a plan may lock anybody out, as far as can be told: that sshd is asked, and it answers root alone.
@@ -135,13 +150,14 @@ impl<'g> Guards<'g> {
         }
         let mut risks: Vec<Risk> = unknown(listed).chain(other_family(plan)).collect();
         let unread = before.is_unread();
-        let enters = |view: &View| admins.iter().any(|admin| gets_in(admin, view, &keys));
-        let nobody_enters = unread && !(enters(&then) && enters(&now));
+        let lets_in = |view: &View| admins.iter().any(|admin| gets_in(admin, view, &keys));
+        let nobody_enters = unread && !(lets_in(&then) && lets_in(&now));
         // Who does not get in today is not the plan's to let in. By files that sshd has not read that does not show
         // of those who are in.
-        let may_enter = |admin: &Admin| unread && (admin.present || nobody_enters);
+        let may_enter =
+            |admin: &Admin| unread && (admin.standing == Standing::LoggedIn || nobody_enters);
         let counts =
-            |admin: &Admin| admin.listed || may_enter(admin) || gets_in(admin, &now, &keys);
+            |admin: &Admin| admin.is_listed() || may_enter(admin) || gets_in(admin, &now, &keys);
         let (enters, lost) = sorted(&admins, &then, &keys, counts);
         let told: Vec<String> = lost.iter().map(|(admin, _)| admin.user.name.clone()).collect();
         let stuck =
@@ -151,7 +167,8 @@ impl<'g> Guards<'g> {
             risks.extend(lost.map(|(admin, found)| shut_out(admin, found, &then, &keys)));
         }
         risks.extend(stuck);
-        for admin in enters.iter().filter(|admin| admin.listed && !users::becomes_root(&admin.user))
+        for admin in
+            enters.iter().filter(|admin| admin.is_listed() && !users::becomes_root(&admin.user))
         {
             let name = &admin.user.name;
             risks.push(Risk {
@@ -167,7 +184,7 @@ impl<'g> Guards<'g> {
             !told.contains(&admin.user.name) && (unread || gets_in(admin, &now, &keys))
         };
         risks.extend(session::risk(&admins, (&now, &then), &keys, may_be_lost));
-        if unread || is_about_passwords(before, plan) {
+        if is_about_passwords(before, plan) {
             risks.extend(passwords(&admins, &now, &then, &keys));
         }
         // Who is logged in from several places is told once.
@@ -198,7 +215,7 @@ fn sorted<'a>(
     // Who gets in from elsewhere does not take their own place.
     let is_replaced = |admin: &Admin| {
         admin.user.uid == 0
-            && !admin.listed
+            && !admin.is_listed()
             && (enters.iter().any(|other| becomes_root(other))
                 || in_place_of(admin).any(|other| gets_in(&other, view, keys)))
     };
@@ -210,14 +227,14 @@ fn sorted<'a>(
 fn in_place_of(root: &Admin) -> impl Iterator<Item = Admin> {
     let others = users::administrators().into_iter().chain(users::people());
     let others = others.filter(|user| user.uid != 0 && users::becomes_root(user));
-    others.map(|user| Admin { user, from: root.from, listed: false, present: false })
+    others.map(|user| Admin { user, from: root.from, standing: Standing::Possible })
 }
 
 /// Who would be shut out, and why; of root also why nobody takes root's place who could.
 fn shut_out(admin: &Admin, found: Obstacle, then: &View, keys: &Keys) -> Risk {
     let Obstacle { why, fix } = found;
     let message = format!("{} could not log in any more: {why}", admin.user.name);
-    let is_root = admin.user.uid == 0 && !admin.listed;
+    let is_root = admin.user.uid == 0 && !admin.is_listed();
     let other = in_place_of(admin).filter(|_| is_root).find_map(|other| {
         let found = obstacle(&other, &then.of(&other)?, keys)?;
         Some((other.user.name, found))
@@ -293,23 +310,19 @@ fn admins(listed: &[String]) -> Vec<Admin> {
                 sessions.iter().filter(|(user, _)| user.name == *name).map(|(_, from)| *from);
             let from: Vec<_> = from.collect();
             let from = if from.is_empty() { vec![None] } else { from };
-            Some(from.into_iter().map(move |from| Admin {
-                user: user.clone(),
-                from,
-                listed: true,
-                present: from.is_some(),
-            }))
+            let standing = Standing::Listed;
+            Some(from.into_iter().map(move |from| Admin { user: user.clone(), from, standing }))
         };
         return listed.iter().filter_map(of).flatten().collect();
     }
     let mut admins: Vec<Admin> = sessions
         .into_iter()
-        .map(|(user, from)| Admin { user, from, listed: false, present: true })
+        .map(|(user, from)| Admin { user, from, standing: Standing::LoggedIn })
         .collect();
     if !admins.iter().any(|admin| admin.user.uid == 0)
         && let Some(user) = users::named("root")
     {
-        admins.push(Admin { user, from: None, listed: false, present: false });
+        admins.push(Admin { user, from: None, standing: Standing::Possible });
     }
     admins
 }
@@ -336,7 +349,7 @@ fn is_about_passwords(before: &Observed, plan: &Plan) -> bool {
 fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
     let others = users::named("root").into_iter().chain(users::administrators());
     let others = others.chain(users::people());
-    let others = others.map(|user| Admin { user, from: None, listed: false, present: false });
+    let others = others.map(|user| Admin { user, from: None, standing: Standing::Possible });
     let everybody: Vec<Admin> = admins.iter().cloned().chain(others).collect();
     let takes = |view: &View, admin: &Admin| {
         view.of(admin).is_some_and(|effective| access::takes_passwords(&effective))

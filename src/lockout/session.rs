@@ -5,7 +5,7 @@ use std::path::Path;
 use super::access::{self, Obstacle, obstacle};
 use super::keys::{Key, Keys};
 use super::view::View;
-use super::{Admin, Risk, gets_in, in_place_of};
+use super::{Admin, Risk, Standing, gets_in, in_place_of};
 use crate::sshd::Effective;
 use crate::sshd::criteria::pattern_list;
 use crate::sys::Command;
@@ -32,7 +32,7 @@ pub(super) fn risk(
     let known = admins.iter().find(|admin| admin.user.name == name).cloned();
     let from = Some(session.client.ip());
     let admin = known.or_else(|| {
-        Some(Admin { user: users::named(&name)?, from, listed: false, present: true })
+        Some(Admin { user: users::named(&name)?, from, standing: Standing::LoggedIn })
     })?;
     let will_be = then;
     let (now, then) = (now.of(&admin)?, then.of(&admin)?);

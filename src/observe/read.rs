@@ -17,6 +17,9 @@ use crate::sys::systemd::Systemd;
 use crate::sys::units::Unit;
 use crate::sys::{self, Files, Image};
 
+/// Where sshd writes its process id unless it is told otherwise (sshd_config(5), PidFile).
+const PID_FILE: &str = "/run/sshd.pid";
+
 /// Looks at the host.
 ///
 /// # Errors
@@ -35,7 +38,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let lost_needs = lost_needs(systemd, [&service, &socket], instance.as_ref())?;
     let pulled_in_by = pulled_in_by(files, systemd, &socket)?;
     let awaited = awaited(systemd, [&service, &socket])?;
-    let untried = untried_of(files, [&service, &socket], instance.as_ref());
+    let untried = untried_of(files, &unit_files, [&service, &socket], instance.as_ref());
     // Options on sshd's command line are rare; where there are some, it is asked again.
     let effective = match command_line.settings().as_slice() {
         [] => answer(verdict),
@@ -212,16 +215,17 @@ fn instance(systemd: &Systemd, socket: &Unit) -> Result<Option<Unit>, Error> {
     Ok(if socket.accept { Some(Unit::read(systemd, &name)?) } else { None })
 }
 
-/// What the unit that serves would do to its sshd, and has done to none so far.
+/// What the service and the template would do to their sshd, and have done to none so far.
 fn untried_of(
     files: &Files,
+    texts: &BTreeMap<PathBuf, ConfigFile>,
     [service, socket]: [&Unit; 2],
     instance: Option<&Unit>,
 ) -> Vec<Untried> {
-    let texts = |unit: &Unit| unit_files(files, [unit]);
-    let own = untried(files, service, &texts(service), false);
+    let own = untried(files, service, texts, false);
     let behind = instance.and_then(|instance| {
-        let found = untried(files, instance, &texts(instance), socket.is_active())?;
+        let texts = unit_files(files, [instance]);
+        let found = untried(files, instance, &texts, socket.is_active())?;
         Some(Untried { unit: template(&socket.name), ..found })
     });
     own.into_iter().chain(behind).collect()
@@ -362,9 +366,6 @@ fn reloaded(files: &Files, service: &Unit) -> u64 {
     let written = files.metadata(path).map(|meta| sys::usec(meta.mtime(), meta.mtime_nsec()));
     written.unwrap_or_default().saturating_sub(1_000_000)
 }
-
-/// Where sshd writes its process id unless it is told otherwise (sshd_config(5), PidFile).
-const PID_FILE: &str = "/run/sshd.pid";
 
 /// When any file that sshd reads last changed, in microseconds since the epoch.
 ///

@@ -47,7 +47,7 @@ pub struct Untried {
 
 /// The first such directive of a unit.
 ///
-/// `texts`: the unit's own files. `tried`: whether people come in by it now, each by an sshd of their own.
+/// `texts`: the unit's files, among others. `tried`: whether people come in by it now, each by an sshd of their own.
 pub(super) fn untried(
     files: &Files,
     unit: &Unit,

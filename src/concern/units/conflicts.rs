@@ -73,8 +73,8 @@ pub(crate) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
     }
     if socket.is_active() {
         refuse_one_interface(observed)?;
+        refuse_other_service(observed)?;
     }
-    refuse_other_service(observed)?;
     if observed.not_to_be_run {
         return Err(Refusal::new(
             "not-to-be-run",
@@ -114,14 +114,15 @@ pub(super) fn refuse_other_options(observed: &Observed) -> Result<(), Refusal> {
     let differs = |words: &Vec<String>| words != &ours;
     let option = Some(line.settings()).filter(differs).map(|words| words.join(" "));
     let Some(option) = option.or_else(|| line.other_file()) else { return Ok(()) };
+    let service = &observed.service.name;
     let what = if option.is_empty() {
-        format!("{unit} starts sshd without `{}`", ours.join(" "))
+        format!("{unit} starts sshd without `{}`, which {service} has", ours.join(" "))
     } else {
-        format!("{unit} starts sshd with `{option}`")
+        format!("{unit} starts sshd with `{option}`, and {service} does not")
     };
     Err(Refusal::new(
         "shadowed",
-        format!("{what}, and {} does not", observed.service.name),
+        what,
         format!("let both have the same options (systemctl cat {unit}), or say `socket: disabled`"),
     ))
 }
@@ -130,7 +131,7 @@ pub(super) fn refuse_other_options(observed: &Observed) -> Result<(), Refusal> {
 fn refuse_other_service(observed: &Observed) -> Result<(), Refusal> {
     let (service, socket) = (&observed.service, &observed.socket);
     let other = socket.triggers.iter().find(|unit| **unit != service.name);
-    let Some(other) = other.filter(|_| socket.is_active() && !socket.accept) else {
+    let Some(other) = other.filter(|_| !socket.accept) else {
         return Ok(());
     };
     Err(Refusal::new(
