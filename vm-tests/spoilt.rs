@@ -134,6 +134,17 @@ fn where_sshd_listens_after_a_rollback() {
     assert_state(&machine, &Want::service(22));
 }
 
+/// A rescue of harden's own listens where sshd should, and nobody knows of it any more: that is not health.
+#[test]
+fn the_doctor_beside_a_rescue() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.sh("systemctl disable ssh.service");
+    spoil(&machine, "systemctl mask ssh.service");
+    machine.sh("rm -r /var/lib/harden");
+    let told = machine.exec("harden doctor").code(3);
+    assert!(told.unwrapped().contains("ssh.service is masked"), "{told:?}");
+}
+
 /// Whom somebody shuts out on purpose stays out, as long as others get in.
 #[test]
 fn the_files_shut_somebody_out() {
