@@ -560,4 +560,26 @@ fn a_unit_that_shuts_its_sshd_in() {
         machine.sh("systemctl restart ssh.service");
         machine.exec("harden rollback -y").code(0);
     }
+    // A start before systemd has read the file is none with it.
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec(MOVE);
+    let own = "/etc/systemd/system/ssh.service.d/own.conf";
+    machine.root().write(own, "[Service]\nProtectHome=yes\n");
+    machine.sh("systemctl restart ssh.service; sleep 0.1; systemctl daemon-reload");
+    let refused = unchanged(&machine, || machine.apply().code(1));
+    assert!(refused.unwrapped().contains("ssh.service has `ProtectHome=yes`"), "{refused:?}");
+}
+
+/// A build of somebody's own is not the one that harden asks.
+#[test]
+fn another_sshd_program() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.spec(MOVE);
+    machine.sh("cp /usr/sbin/sshd /usr/local/sbin/sshd");
+    let own = "/etc/systemd/system/ssh.service.d/own.conf";
+    let text = "[Service]\nExecStart=\nExecStart=/usr/local/sbin/sshd -D $SSHD_OPTS\n";
+    machine.root().write(own, text);
+    machine.sh("systemctl daemon-reload; systemctl restart ssh.service");
+    let refused = unchanged(&machine, || machine.apply().code(1));
+    assert!(refused.unwrapped().contains("runs /usr/local/sbin/sshd"), "{refused:?}");
 }

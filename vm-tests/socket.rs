@@ -227,6 +227,20 @@ fn other_options_for_each_connection() {
     machine.sh("systemctl daemon-reload");
     let refused = unchanged(&machine, || machine.apply().code(1));
     assert!(refused.unwrapped().contains("ssh@.service has `ProtectHome=yes`"), "{refused:?}");
+    // Nor on the way back to it.
+    let machine = socket_system(Suite::Bullseye);
+    machine.apply().code(0);
+    for (line, why) in [
+        ("ProtectHome=yes", "ssh@.service has `ProtectHome"),
+        (lines[0], "ssh@.service starts sshd with"),
+    ] {
+        machine.root().write(own, &format!("[Service]\n{line}\n"));
+        machine.sh("systemctl daemon-reload");
+        let refused = unchanged(&machine, || machine.exec("harden rollback -y").code(1));
+        assert!(refused.unwrapped().contains(why), "{refused:?}");
+    }
+    machine.sh(&format!("rm {own}; systemctl daemon-reload"));
+    machine.exec("harden rollback -y").code(0);
 }
 
 /// A socket that starts a service of somebody's own.

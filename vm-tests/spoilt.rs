@@ -145,6 +145,16 @@ fn the_doctor_beside_a_rescue() {
     assert!(told.unwrapped().contains("ssh.service is masked"), "{told:?}");
 }
 
+/// Its unit would keep everybody from their keys.
+#[test]
+fn the_unit_shuts_everybody_out() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    let said = spoil(&machine, &with_drop_in(DROP_IN, "[Service]\nProtectHome=yes\n"));
+    assert!(said.contains("ssh.service has `ProtectHome=yes` by now"), "{said}");
+    machine.sh(&format!("rm {DROP_IN}"));
+    comes_back(machine, &Want::service(22));
+}
+
 /// Whom somebody shuts out on purpose stays out, as long as others get in.
 #[test]
 fn the_files_shut_somebody_out() {

@@ -86,6 +86,15 @@ fn refuse_other_file(observed: &Observed) -> Result<(), Refusal> {
             ),
         ));
     }
+    if let Some(program) = &observed.other_program {
+        return Err(Refusal::new(
+            "other-program",
+            format!("{unit} runs {}, and harden asks another sshd", program.display()),
+            format!(
+                "let {unit} run the distribution's sshd (systemctl cat {unit}), or take that away"
+            ),
+        ));
+    }
     let Some(path) = observed.seen_otherwise.first() else { return Ok(()) };
     Err(Refusal::new(
         "other-config",

@@ -9,7 +9,7 @@ mod untried;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +87,12 @@ pub struct Observed {
     /// Of a socket with `Accept=yes`: the command line of the sshd that each connection starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_connection: Option<CommandLine>,
+    /// The texts of that template's files.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub template_files: BTreeMap<PathBuf, String>,
+    /// The program of sshd that the service runs or would run, where it is not the one that harden asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_program: Option<PathBuf>,
     /// Files of other units in which it stands that they pull the socket in.
     pub pulled_in_by: Vec<PathBuf>,
     /// Text of the two units' own files and drop-ins.
@@ -265,6 +271,18 @@ impl Observed {
     /// is not known by whom it lets in.
     pub fn is_unread(&self) -> bool {
         self.service.is_active() && (self.stale || !self.command_line.is_running())
+    }
+
+    /// What a unit would do to its sshd by now, and did not before, or not in these words.
+    pub fn untried_since(&self, before: &Self, unit: &str) -> Option<&Untried> {
+        let text = |host: &Self, path: &Path| {
+            let files = host.unit_files.get(path).map(|file| file.text.clone());
+            files.or_else(|| host.template_files.get(path).cloned())
+        };
+        let is_new = |untried: &&Untried| {
+            untried.unit == unit && text(before, &untried.path) != text(self, &untried.path)
+        };
+        self.untried.iter().find(is_new)
     }
 
     /// The unit whose sshd serves the connections of the socket.

@@ -38,6 +38,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let lost_needs = lost_needs(systemd, [&service, &socket], instance.as_ref())?;
     let pulled_in_by = pulled_in_by(files, systemd, &socket)?;
     let awaited = awaited(systemd, [&service, &socket])?;
+    let other_program = other_program(&service);
     let untried = untried_of(files, &unit_files, [&service, &socket], instance.as_ref());
     // Options on sshd's command line are rare; where there are some, it is asked again.
     let effective = match command_line.settings().as_slice() {
@@ -72,6 +73,11 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         lost_needs,
         untried,
         awaited,
+        template_files: instance
+            .as_ref()
+            .map(|unit| template_files(files, unit))
+            .unwrap_or_default(),
+        other_program,
         per_connection: instance.as_ref().map(|instance| command_line_of(files, instance)),
         had_run_folder: had_folder,
         pulled_in_by,
@@ -294,6 +300,24 @@ fn read_config(files: &Files, path: &Path, unseen: &mut Vec<String>) -> Option<C
             None
         }
     }
+}
+
+/// The texts of the files of a template, without harden's own.
+fn template_files(files: &Files, instance: &Unit) -> BTreeMap<PathBuf, String> {
+    let own = |path: &Path| path.starts_with("/run") && path.ends_with("zz-harden.conf");
+    let texts = unit_files(files, [instance]).into_iter().filter(|(path, _)| !own(path));
+    texts.map(|(path, file)| (path, file.text)).collect()
+}
+
+/// The sshd that a service runs, or would run, where harden asks another one: a build of somebody's own reads other
+/// files, or reads them otherwise. What starts sshd in its turn is known by what runs.
+fn other_program(service: &Unit) -> Option<PathBuf> {
+    let asked = sshd_program()?.canonicalize().ok()?;
+    let running = (service.main_pid > 1).then(|| process::program(service.main_pid)).flatten();
+    let named = || service.exec_start.first().map(PathBuf::from).filter(|path| path.is_absolute());
+    let program = running.or_else(named).filter(|path| path.ends_with("sshd"))?;
+    let program = program.canonicalize().unwrap_or(program);
+    (program != asked).then_some(program)
 }
 
 /// The command line with which a unit starts sshd. A variable has the value of the last file that sets it, else that

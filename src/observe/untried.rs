@@ -8,31 +8,56 @@ use serde::{Deserialize, Serialize};
 
 use crate::sshd::ConfigFile;
 use crate::sys::units::Unit;
-use crate::sys::{self, Files};
+use crate::sys::{self, Files, process};
 
-/// Directives that decide who gets in, or what somebody who is in may do.
-const DECIDE: [&str; 20] = [
-    "BindPaths",
-    "BindReadOnlyPaths",
-    "CapabilityBoundingSet",
-    "DynamicUser",
-    "InaccessibleDirectories",
-    "InaccessiblePaths",
-    "IPAddressDeny",
-    "NoExecPaths",
-    "NoNewPrivileges",
-    "PrivateNetwork",
-    "PrivateUsers",
-    "ProtectHome",
-    "RestrictSUIDSGID",
-    "RootDirectory",
-    "RootImage",
-    "SocketBindDeny",
-    "SystemCallFilter",
-    "TemporaryFileSystem",
-    "User",
-    "NetworkNamespacePath",
+/// Directives that decide who gets in, or what somebody who is in may do; and by what it shows that a process has it.
+const DECIDE: [(&str, Shows); 20] = [
+    ("BindPaths", Shows::In("mnt")),
+    ("BindReadOnlyPaths", Shows::In("mnt")),
+    ("CapabilityBoundingSet", Shows::Capabilities),
+    ("DynamicUser", Shows::As("Uid")),
+    ("IPAddressDeny", Shows::Nowhere),
+    ("InaccessibleDirectories", Shows::In("mnt")),
+    ("InaccessiblePaths", Shows::In("mnt")),
+    ("NetworkNamespacePath", Shows::In("net")),
+    ("NoExecPaths", Shows::In("mnt")),
+    ("NoNewPrivileges", Shows::As("NoNewPrivs")),
+    ("PrivateNetwork", Shows::In("net")),
+    ("PrivateUsers", Shows::In("user")),
+    ("ProtectHome", Shows::In("mnt")),
+    ("RestrictSUIDSGID", Shows::As("Seccomp")),
+    ("RootDirectory", Shows::In("mnt")),
+    ("RootImage", Shows::In("mnt")),
+    ("SocketBindDeny", Shows::Nowhere),
+    ("SystemCallFilter", Shows::As("Seccomp")),
+    ("TemporaryFileSystem", Shows::In("mnt")),
+    ("User", Shows::As("Uid")),
 ];
+
+/// By what proc(5) shows that a process has a directive.
+#[derive(Debug, Clone, Copy)]
+enum Shows {
+    /// A namespace of its own.
+    In(&'static str),
+    /// A field of its status that is not zero.
+    As(&'static str),
+    /// Capabilities that it can never have; everybody lacks some in most containers.
+    Capabilities,
+    /// Not at all.
+    Nowhere,
+}
+
+impl Shows {
+    /// Whether the process has something that the directive would give it.
+    fn in_process(self, pid: u32) -> bool {
+        match self {
+            Self::In(namespace) => process::has_own_namespace(pid, namespace),
+            Self::As(field) => process::status(pid, field).is_none_or(|value| !value.starts_with('0')),
+            Self::Capabilities => process::lacks_capabilities(pid),
+            Self::Nowhere => true,
+        }
+    }
+}
 
 /// A directive with which no sshd of a unit has run yet, as far as can be told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +79,7 @@ pub(super) fn untried(
     texts: &BTreeMap<PathBuf, ConfigFile>,
     tried: bool,
 ) -> Option<Untried> {
-    let mut said: BTreeMap<&str, (String, PathBuf)> = BTreeMap::new();
+    let mut said: BTreeMap<&str, (String, PathBuf, Shows)> = BTreeMap::new();
     let mut newest = 0;
     for file in
         [&unit.fragment].into_iter().chain(&unit.drop_ins).filter_map(|path| texts.get(path))
@@ -66,16 +91,23 @@ pub(super) fn untried(
         newest = newest.max(changed.unwrap_or_default());
         for line in file.text.lines() {
             let Some((key, value)) = line.split_once('=') else { continue };
-            let Some(key) = DECIDE.into_iter().find(|known| *known == key.trim()) else { continue };
+            let known = DECIDE.into_iter().find(|(known, _)| *known == key.trim());
+            let Some((key, shows)) = known else { continue };
             let value = value.trim();
-            if matches!(value, "" | "no" | "false" | "off" | "0" | "read-only" | "root") {
+            // An empty list of capabilities is none of them.
+            let none = value.is_empty() && key != "CapabilityBoundingSet";
+            if none || matches!(value, "no" | "false" | "off" | "0" | "read-only" | "root") {
                 said.remove(key);
             } else {
-                said.insert(key, (format!("{key}={value}"), file.path.clone()));
+                said.insert(key, (format!("{key}={value}"), file.path.clone(), shows));
             }
         }
     }
-    let has_run = tried || unit.started > newest;
-    let (directive, path) = said.into_values().next().filter(|_| !has_run)?;
+    // systemd reads a file when it is asked to: a start since then does not mean that it was one with it.
+    let runs_since = unit.is_active() && unit.main_pid > 1 && unit.started > newest;
+    let mut missing = said
+        .into_values()
+        .filter(|(.., shows)| !(tried || runs_since && shows.in_process(unit.main_pid)));
+    let (directive, path, _) = missing.next()?;
     Some(Untried { unit: unit.name.clone(), directive, path })
 }

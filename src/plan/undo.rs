@@ -97,18 +97,18 @@ pub fn undo(
     Ok(Plan { changes, warnings, trial, steps, expect, candidate, options })
 }
 
-/// What the service does to its sshd was tried then, unless somebody has written it since.
+/// What a unit does to its sshd was tried then, unless somebody has written it since; and so were the options of each
+/// connection's.
 fn refuse_untried_since(before: &Observed, observed: &Observed) -> Result<(), Refusal> {
-    let text =
-        |host: &Observed, path: &Path| host.unit_files.get(path).map(|file| file.text.clone());
-    let is_new = |path: &Path| text(before, path) != text(observed, path);
-    let name = &before.service.name;
-    let mut untried = observed.untried.iter().filter(|untried| untried.unit == *name);
-    let serves = !(before.socket.is_active() && before.socket.accept);
-    if !serves || !untried.any(|untried| is_new(&untried.path)) {
-        return Ok(());
+    let by_socket = before.socket.is_active();
+    let name = if by_socket { before.behind_socket() } else { before.service.name.clone() };
+    if by_socket {
+        concern::units::refuse_other_options(observed)?;
     }
-    concern::units::refuse_untried(observed, name)
+    match observed.untried_since(before, &name) {
+        None => Ok(()),
+        Some(_) => concern::units::refuse_untried(observed, &name),
+    }
 }
 
 /// What the next boot would make of the state before.

@@ -216,6 +216,38 @@ pub fn other_root(pid: u32) -> Option<std::path::PathBuf> {
     (own != other).then(|| format!("/proc/{pid}/root").into())
 }
 
+/// Whether a process has a namespace of its own (namespaces(7): `mnt`, `net`, `user`), and not the init system's; also
+/// where that cannot be seen, without root.
+pub fn has_own_namespace(pid: u32, kind: &str) -> bool {
+    let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
+    match (of(1), of(pid)) {
+        (Some(init), Some(own)) => init != own,
+        _ => !super::is_root(),
+    }
+}
+
+/// A field of a process's status (proc_pid_status(5)); `None` where it cannot be read.
+pub fn status(pid: u32, field: &str) -> Option<String> {
+    let all = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let mut lines = all.lines().filter_map(|line| line.split_once(':'));
+    lines.find(|(name, _)| *name == field).map(|(_, value)| value.trim().to_owned())
+}
+
+/// Whether there are capabilities that a process can never have (capabilities(7), bounding set); also where that cannot
+/// be read.
+pub fn lacks_capabilities(pid: u32) -> bool {
+    let bounding = status(pid, "CapBnd").and_then(|set| u64::from_str_radix(&set, 16).ok());
+    let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
+    let last = last.and_then(|number| number.trim().parse::<u32>().ok());
+    bounding.zip(last).is_none_or(|(bounding, last)| bounding.count_ones() <= last)
+}
+
+/// The program of a process (`/proc/PID/exe`); `None` where it cannot be read.
+pub fn program(pid: u32) -> Option<std::path::PathBuf> {
+    let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some(exe.to_string_lossy().trim_end_matches(" (deleted)").into())
+}
+
 /// The processes that hold each of the given socket inodes.
 pub(super) fn holders_of(inodes: &BTreeSet<u64>) -> BTreeMap<u64, Vec<Process>> {
     let mut holders: BTreeMap<u64, Vec<Process>> = BTreeMap::new();

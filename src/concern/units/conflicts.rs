@@ -107,7 +107,7 @@ pub(crate) fn refuse_untried(observed: &Observed, serving: &str) -> Result<(), R
 }
 
 /// The sshd of each connection has options of its own, and harden looks after those of the service.
-pub(super) fn refuse_other_options(observed: &Observed) -> Result<(), Refusal> {
+pub(crate) fn refuse_other_options(observed: &Observed) -> Result<(), Refusal> {
     let Some(line) = observed.per_connection.as_ref() else { return Ok(()) };
     let ours = observed.command_line.settings();
     let unit = observed.behind_socket();

@@ -9,7 +9,8 @@ mod conflicts;
 mod drop_ins;
 
 pub(crate) use conflicts::{
-    refuse_blocked, refuse_refusing, refuse_taken, refuse_unread, refuse_untried,
+    refuse_blocked, refuse_other_options, refuse_refusing, refuse_taken, refuse_unread,
+    refuse_untried,
 };
 pub(crate) use drop_ins::sparing_sessions;
 

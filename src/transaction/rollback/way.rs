@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::undo::{Undo, is_edited};
 use crate::concern::listening::configured;
 use crate::error::Error;
-use crate::observe::{Observed, Owner};
+use crate::observe::{Observed, Owner, Untried};
 use crate::plan::{self};
 use crate::step::{Bridge, Op, Role, file_steps};
 use crate::sys::fault::point;
@@ -200,7 +200,23 @@ impl<'r, 'm> Way<'r, 'm> {
         let owners = [&self.run.before.socket, &self.run.before.service].into_iter();
         let owners = owners.filter(|unit| unit.is_active()).map(|unit| unit.name.as_str());
         let owners: Vec<_> = owners.collect();
-        now.obstacle(&owners).or_else(|| self.elsewhere(now, owners.first()?))
+        let owner = owners.first()?;
+        now.obstacle(&owners)
+            .or_else(|| self.elsewhere(now, owner))
+            .or_else(|| self.shut_in(now, owner))
+    }
+
+    /// Somebody has written into its unit what keeps people out, or from what they may do.
+    fn shut_in(&self, now: &Observed, owner: &str) -> Option<String> {
+        let before = &self.run.before;
+        let serving =
+            if owner == before.socket.name { before.behind_socket() } else { owner.into() };
+        let Untried { unit, directive, path } = now.untried_since(before, &serving)?;
+        Some(format!(
+            "{unit} has `{directive}` by now ({}), and no sshd has run with that: take it out there, and \
+             systemctl daemon-reload",
+            path.display()
+        ))
     }
 
     /// Somebody has edited sshd's files so that it would start, and turn people away.
