@@ -52,7 +52,9 @@ impl Shows {
     fn in_process(self, pid: u32) -> bool {
         match self {
             Self::In(namespace) => process::has_own_namespace(pid, namespace),
-            Self::As(field) => process::status(pid, field).is_none_or(|value| !value.starts_with('0')),
+            Self::As(field) => {
+                process::status(pid, field).is_none_or(|value| !value.starts_with('0'))
+            }
             Self::Capabilities => process::lacks_capabilities(pid),
             Self::Nowhere => true,
         }

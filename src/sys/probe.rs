@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -60,13 +60,12 @@ pub fn key_exchange(address: IpAddr, port: u16, known_hosts: &Path) -> Result<An
     if answer != Answer::Penalised || address.is_ipv6() {
         return Ok(answer);
     }
-    // An address that nobody has used yet has no penalties, and all of 127.0.0.0/8 is this host's. An
-    // sshd that turns it away too does so to everybody (`MaxStartups`, `PerSourceMaxStartups`).
+    // An address that nobody has used yet has no penalties. An sshd that turns it away too does so to everybody
+    // (`MaxStartups`, `PerSourceMaxStartups`).
     for _ in 0..TRIES {
         // There may be room for few at a time.
         std::thread::sleep(Duration::from_millis(500));
-        let [a, b, c] = super::random_bytes()?.map(|byte| 1 + byte % 250);
-        let answer = knock(&["-b".to_owned(), format!("127.{a}.{b}.{c}")])?;
+        let answer = knock(&["-b".to_owned(), loopback()?])?;
         if answer != Answer::Penalised {
             return Ok(answer);
         }
@@ -157,6 +156,39 @@ pub fn is_taken(user: &str, public: &Path, known_hosts: &Path, sshd: &[String]) 
     Ok(output.stderr.contains("Server accepts key"))
 }
 
+/// Which of a user's public keys a listener takes; `None` where it did not come to that question. A wildcard
+/// address is reached over loopback, each time from another address of it, where there is more than one: sshd
+/// counts who only asks (sshd_config(5), PerSourcePenalties).
+///
+/// # Errors
+/// Where the client cannot be run, or does not end within 20 seconds.
+pub fn takes(
+    user: &str,
+    public: &[PathBuf],
+    known_hosts: &Path,
+    at: SocketAddr,
+) -> Result<Option<Vec<PathBuf>>> {
+    let target = reachable(at.ip());
+    let from = match target {
+        IpAddr::V4(_) => vec!["-b".to_owned(), loopback()?],
+        IpAddr::V6(_) => Vec::new(),
+    };
+    let output = shows(known_hosts, "DEBUG1")
+        .args(options(&["ConnectTimeout=10", "ConnectionAttempts=1"]))
+        .args(public.iter().flat_map(|key| ["-i".to_owned(), key.display().to_string()]))
+        .args(from)
+        .args(["-p".to_owned(), at.port().to_string()])
+        .args(["-l", user, "--", &target.to_string(), "true"])
+        .run()?;
+    Ok(read_taken(&output.stderr, public))
+}
+
+/// An address of loopback that hardly anybody uses: all of 127.0.0.0/8 is this host's.
+fn loopback() -> Result<String> {
+    let [a, b, c] = super::random_bytes()?.map(|byte| 1 + byte % 250);
+    Ok(format!("127.{a}.{b}.{c}"))
+}
+
 /// How often an sshd is tried that ends before it has answered.
 const PATIENCE: u32 = 6;
 
@@ -169,10 +201,7 @@ fn over_a_pipe(
 ) -> Result<Output> {
     let words: Vec<String> = sshd.iter().map(|word| shell_word(word)).collect();
     let proxy = words.join(" ").replace('%', "%%");
-    let client = client(known_hosts)
-        .args(options(&["PreferredAuthentications=publickey", "PubkeyAuthentication=yes"]))
-        .args(options(&["IdentitiesOnly=yes", "IdentityAgent=none"]))
-        .args(["-o".to_owned(), format!("LogLevel={level}")])
+    let client = shows(known_hosts, level)
         .args(["-i".to_owned(), key.display().to_string()])
         .args(["-o".to_owned(), format!("ProxyCommand={proxy}")])
         .args(["-l", user, "--", "harden-probe", "echo", SAYS]);
@@ -187,6 +216,22 @@ fn over_a_pipe(
         }
         std::thread::sleep(Duration::from_millis(150));
     }
+}
+
+/// A client that has its keys from files alone.
+fn shows(known_hosts: &Path, level: &str) -> Command {
+    client(known_hosts)
+        .args(options(&["PreferredAuthentications=publickey", "PubkeyAuthentication=yes"]))
+        .args(options(&["IdentitiesOnly=yes", "IdentityAgent=none"]))
+        .args(["-o".to_owned(), format!("LogLevel={level}")])
+}
+
+fn read_taken(log: &str, public: &[PathBuf]) -> Option<Vec<PathBuf>> {
+    let is_taken = |key: &&PathBuf| log.contains(&format!("accepts key: {} ", key.display()));
+    let taken: Vec<PathBuf> = public.iter().filter(is_taken).cloned().collect();
+    // It has seen them all, and wants something else.
+    let has_answered = log.contains("Offering public key") && log.contains("Permission denied (");
+    (has_answered || !taken.is_empty()).then_some(taken)
 }
 
 fn read_login(has_run: bool, log: &str) -> Login {
@@ -252,6 +297,21 @@ mod tests {
         let closed = read_login(false, "Connection closed by UNKNOWN port 65535");
         assert_eq!(closed, Login::Refused("sshd ends the connection without a word".into()));
         assert_eq!(read_login(false, ""), Login::Refused("no reason was given".into()));
+    }
+
+    #[test]
+    fn keys_that_are_taken_are_told_apart() {
+        let keys = [PathBuf::from("/run/a"), PathBuf::from("/run/ab")];
+        let offered = "debug1: Offering public key: /run/a ED25519 SHA256:x explicit\n";
+        let denied = "root@::1: Permission denied (publickey).\n";
+        let taken = "debug1: Server accepts key: /run/ab ED25519 SHA256:y explicit\n";
+        assert_eq!(
+            read_taken(&format!("{offered}{taken}{denied}"), &keys),
+            Some(vec!["/run/ab".into()])
+        );
+        assert_eq!(read_taken(&format!("{offered}{denied}"), &keys), Some(Vec::new()));
+        assert_eq!(read_taken(&format!("{offered}Connection closed"), &keys), None);
+        assert_eq!(read_taken(denied, &keys), None);
     }
 
     #[test]

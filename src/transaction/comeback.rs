@@ -45,7 +45,7 @@ pub(super) enum Back {
     Partly,
     /// They have not started, or come and go.
     Unsteady,
-    /// The socket listens, and the sshd behind it does not start when somebody connects.
+    /// They listen, and nobody gets in: behind a socket no sshd starts when somebody connects, or sshd takes no key.
     Mute(String),
 }
 

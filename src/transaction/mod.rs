@@ -30,6 +30,7 @@ mod run;
 mod state;
 mod steps;
 mod trial;
+mod welcome;
 pub mod worker;
 
 #[cfg(test)]

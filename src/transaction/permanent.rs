@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::journal::Record;
 use super::run::{Run, boots};
-use super::{along, steps};
+use super::{along, steps, welcome};
 use crate::observe::Observed;
 use crate::sys::fault::point;
 
@@ -33,7 +33,7 @@ pub(super) fn make(run: &mut Run) -> Result<(), String> {
     if attempts >= ATTEMPTS {
         return Err(format!("making it permanent died {attempts} times"));
     }
-    if attempts > 0 && prove(run).is_ok() {
+    if attempts > 0 && prove(run).is_ok() && welcome::refuse_turned_away(run).is_ok() {
         along::start(run);
         return Ok(());
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::journal::Record;
 use super::machine::Machine;
 use super::run::Run;
-use super::{along, bridge, on_demand};
+use super::{along, bridge, on_demand, welcome};
 use crate::step::{Op, Role, Step};
 use crate::sys::fault::point;
 use crate::sys::{Image, Result, SysError};
@@ -151,7 +151,8 @@ fn perform(run: &mut Run, op: &Op, left: Duration) -> Result<()> {
         }
         Op::AwaitListeners => {
             start_behind_socket(run);
-            machine.await_listeners(&run.expect, left)
+            machine.await_listeners(&run.expect, left)?;
+            welcome::refuse_turned_away(run)
         }
         Op::End(process) => machine.end(process),
         Op::Listen(wanted) => {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::decision::{self, Decision, Verdict};
 use super::journal::Record;
 use super::run::Run;
-use super::{bridge, guard, steps};
+use super::{bridge, guard, steps, welcome};
 use crate::observe::serves;
 use crate::spec::Confirm;
 use crate::step::{Op, Role};
@@ -70,7 +70,9 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
         tracing::warn!("{text}");
         run.note(&text);
     }
-    let logins = run.machine.log_in(logins_of(run));
+    let asked = logins_of(run);
+    welcome::ask_before(run, &asked);
+    let logins = run.machine.log_in(asked.clone());
     let steps = run.trial();
     steps::execute(run, &steps, deadline).map_err(|error| error.to_string())?;
     let listens = run.trial().into_iter().find_map(|(_, step)| match step.op {
@@ -80,6 +82,7 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
     let Some(endpoints) = listens else { return Ok(()) };
     let mut faults =
         run.machine.greet(&endpoints, &run.before).map_err(|error| error.to_string())?;
+    welcome::ask_trial(run, &asked);
     let lost = |_| "the logins that were tried are lost".to_owned();
     let answer = match logins.join().map_err(lost)? {
         Err(error) if by_probe(run) => return Err(error.to_string()),

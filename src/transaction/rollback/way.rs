@@ -17,7 +17,7 @@ use crate::transaction::comeback::{self, Back};
 use crate::transaction::journal::Record;
 use crate::transaction::machine::JOB;
 use crate::transaction::run::Run;
-use crate::transaction::{along, bridge, on_demand};
+use crate::transaction::{along, bridge, on_demand, welcome};
 
 /// The way back as it is gone: on past failures, which are kept.
 pub(super) struct Way<'r, 'm> {
@@ -132,6 +132,8 @@ impl<'r, 'm> Way<'r, 'm> {
             true => Back::Unsteady,
             false => comeback::wait(self.run, before, has_failed),
         };
+        let vain = (back == Back::Lasting).then(|| welcome::lets_nobody_in(self.run)).flatten();
+        let back = vain.map_or(back, Back::Mute);
         if let Back::Mute(why) = &back {
             self.failures.push(why.clone());
         }

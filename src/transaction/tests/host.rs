@@ -22,6 +22,7 @@ use crate::sys::process::Process;
 use crate::sys::transient::OwnSshd;
 use crate::sys::units::Unit;
 use crate::sys::{Files, Image, Result, SysError};
+use crate::verify::welcome::Shown;
 use crate::verify::{self, Fault, logins};
 
 pub(super) const CONFIG: &str = "/etc/ssh/sshd_config";
@@ -86,6 +87,8 @@ pub(super) struct Fake {
     pub(super) stubborn: Cell<bool>,
     /// Nobody can log in under the new configuration.
     pub(super) unwelcome: Cell<bool>,
+    /// How many more times those who had access are turned away.
+    pub(super) turns_away: Cell<usize>,
     /// Nothing is ever proven.
     pub(super) doubtful: Cell<bool>,
 }
@@ -105,6 +108,7 @@ impl Fake {
             fate: Rc::default(),
             stubborn: Cell::new(false),
             unwelcome: Cell::new(false),
+            turns_away: Cell::new(0),
             doubtful: Cell::new(false),
         };
         std::fs::write(root.join("etc/ssh/sshd_config"), "PermitRootLogin no\n").unwrap();
@@ -365,6 +369,16 @@ impl Machine for Fake {
         let faults =
             if self.unwelcome.get() { vec!["failed on purpose".to_owned()] } else { vec![] };
         std::thread::spawn(|| Ok(logins::Answer { faults, ..logins::Answer::default() }))
+    }
+
+    fn taken(&self, _: &logins::Asked, _: &[SocketAddr]) -> Vec<Shown> {
+        vec![Shown { user: "root".to_owned(), key: "ssh-ed25519 A".to_owned() }]
+    }
+
+    fn turned_away(&self, _: &Observed, _: &[SocketAddr], keys: &[Shown]) -> Vec<Shown> {
+        let left = self.turns_away.get();
+        self.turns_away.set(left.saturating_sub(1));
+        if left > 0 { keys.to_vec() } else { Vec::new() }
     }
 
     fn runs(&self, _: &Path) -> Result<()> {

@@ -271,6 +271,31 @@ fn who_could_not_log_in_is_not_shut_out() {
     assert_over(&fake, &id, &ends, false, "unwelcome");
 }
 
+/// The new owner answers, and takes no key that the trial took; where the old one does not either, a rescue does.
+#[test]
+fn whom_the_new_owner_turns_away_gets_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::new(folder.path());
+    let ends = Ends { old: fake.state(), new: fake.state(), operations: 0 };
+    fake.turns_away.set(1);
+    let id = begin(&fake, 2222, Confirm::Probe);
+    let outcome = work(&fake, &id).unwrap().unwrap();
+    let Outcome::RolledBack { cause } = &outcome else { panic!("{outcome:?}") };
+    assert!(cause.contains("no key of root"), "{cause}");
+    assert!(committed(&fake, &id));
+    assert_over(&fake, &id, &ends, false, "turned away");
+
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::new(folder.path());
+    fake.host.borrow_mut().active.insert(SERVICE.to_owned(), Vec::new());
+    fake.turns_away.set(2);
+    let id = begin(&fake, 2222, Confirm::Probe);
+    let outcome = worker::work(&fake, &id).unwrap();
+    assert!(matches!(outcome, Outcome::NeedsOperator { .. }), "{outcome:?}");
+    let rescue = fake.host.borrow().active.get(&bridge::unit(&id, Role::Rescue)).cloned();
+    assert_eq!(rescue, Some(vec![22]), "{:?}", fake.fate.log.borrow());
+}
+
 /// The way back fails too: nobody calls that success, and the rescue listens on the old port.
 #[test]
 fn a_way_back_that_fails_leaves_a_way_in() {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Asked;
+use crate::observe::Observed;
 use crate::sshd::authorized_keys::{self, KeyLine};
 use crate::sys::users::User;
 use crate::sys::{Command, Files, Result, SysError};
@@ -21,18 +22,22 @@ pub(super) struct Key {
 
 /// The keys in the user's files that open a session of the user's choice.
 pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<Key>> {
-    let Some(effective) = asked.before.effective.valid() else { return Ok(Vec::new()) };
-    let places = authorized_keys::files(effective, &user.name, user.uid, &user.home);
-    let texts: Vec<_> = places.iter().filter_map(|place| files.read(place).ok()?).collect();
-    let lines = texts.iter().flat_map(|text| authorized_keys::keys(text, &asked.before.release));
     let mut keys = Vec::new();
-    let free = authorized_keys::free(lines, |line| line, KeyLine::is_limited);
-    for (number, key) in free.into_iter().take(MOST).enumerate() {
+    for (number, key) in lines(files, &asked.before, user).into_iter().take(MOST).enumerate() {
         let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));
         files.scratch(&path, format!("{}\n", key.line).as_bytes())?;
         keys.push(Key { algorithm: key.algorithm, path });
     }
     Ok(keys)
+}
+
+/// These keys, as they stand there.
+pub(in crate::verify) fn lines(files: &Files, host: &Observed, user: &User) -> Vec<KeyLine> {
+    let Some(effective) = host.effective.valid() else { return Vec::new() };
+    let places = authorized_keys::files(effective, &user.name, user.uid, &user.home);
+    let texts: Vec<_> = places.iter().filter_map(|place| files.read(place).ok()?).collect();
+    let lines = texts.iter().flat_map(|text| authorized_keys::keys(text, &host.release));
+    authorized_keys::free(lines, |line| line, KeyLine::is_limited)
 }
 
 impl Key {

@@ -9,7 +9,7 @@
 //! has to be able to afterwards.
 
 mod door;
-mod keys;
+pub(super) mod keys;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -28,8 +28,8 @@ use crate::sys::probe::Login;
 use crate::sys::users::{self, User};
 use crate::sys::{Files, SysError};
 
-/// Who is tried, at most.
-const MOST: usize = 4;
+/// Who is tried, at most, besides those whom the spec names.
+pub(super) const MOST: usize = 4;
 /// What `sshd -T` prints of settings that decide nothing about who gets in.
 const HARMLESS: [&str; 40] = [
     "acceptenv",
@@ -334,15 +334,12 @@ fn judge(
     (Vec::new(), notes)
 }
 
-/// Administrators who have keys here, the operator first.
+/// Administrators who have keys here.
 fn admins(files: &Files, asked: &Asked) -> Result<Vec<Admin>, SysError> {
-    let operator = asked.operator.as_deref().and_then(users::named);
     let mut admins: Vec<Admin> = Vec::new();
-    let listed = asked.admins.iter().filter_map(|name| users::named(name));
-    let most = MOST + asked.admins.len();
-    for user in listed.chain(operator).chain(users::administrators()) {
-        if admins.len() == most || admins.iter().any(|known| known.user.name == user.name) {
-            continue;
+    for user in who(asked) {
+        if admins.len() == MOST + asked.admins.len() {
+            break;
         }
         let own = own_keys(files, asked, &user)?;
         if !own.is_empty() {
@@ -352,6 +349,19 @@ fn admins(files: &Files, asked: &Asked) -> Result<Vec<Admin>, SysError> {
         }
     }
     Ok(admins)
+}
+
+/// Administrators, those first who matter most.
+pub(super) fn who(asked: &Asked) -> Vec<User> {
+    let operator = asked.operator.as_deref().and_then(users::named);
+    let listed = asked.admins.iter().filter_map(|name| users::named(name));
+    let mut all: Vec<User> = Vec::new();
+    for user in listed.chain(operator).chain(users::administrators()) {
+        if all.iter().all(|known| known.name != user.name) {
+            all.push(user);
+        }
+    }
+    all
 }
 
 #[cfg(test)]
