@@ -155,6 +155,35 @@ fn the_unit_shuts_everybody_out() {
     comes_back(machine, &Want::service(22));
 }
 
+/// Nothing shows what its unit would do: the sshd of the trial lets everybody in, that of the unit answers, and takes
+/// no key, on the new port as on the old one.
+#[test]
+fn what_starts_sshd_shuts_everybody_out() {
+    let hides = "exec unshare -m sh -c 'for home in /root /home; do mount -t tmpfs none $home; done; exec /usr/sbin/sshd -D'";
+    for (suite, spec) in [(Suite::Bookworm, MOVE), (Suite::Trixie, SAME_PORT)] {
+        let machine = Machine::boot(suite, |_| {});
+        let starts = |how: &str| {
+            let text = format!("#!/bin/sh\n{how}\n");
+            machine.root().write("/usr/local/sbin/start-sshd", &text);
+            machine.sh("chmod +x /usr/local/sbin/start-sshd");
+        };
+        starts("exec /usr/sbin/sshd -D");
+        let text = "[Service]\nExecStart=\nExecStart=/usr/local/sbin/start-sshd\n";
+        machine.sh(&format!("{}; systemctl restart ssh", with_drop_in(DROP_IN, text)));
+        machine.spec(spec);
+        starts(hides);
+        let told = machine.exec("harden apply -y --confirm probe spec.yaml").code(5).unwrapped();
+        assert!(
+            told.contains("it takes no key of root and deploy; what does ssh.service do"),
+            "{told}"
+        );
+        assert!(told.contains("takes no key of root and deploy any more"), "{told}");
+        lets_in(&machine, hides);
+        starts("exec /usr/sbin/sshd -D");
+        comes_back(machine, &Want::service(22));
+    }
+}
+
 /// Whom somebody shuts out on purpose stays out, as long as others get in.
 #[test]
 fn the_files_shut_somebody_out() {
