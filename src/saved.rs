@@ -99,11 +99,28 @@ impl SavedPlan {
         if moved.is_empty() {
             return Ok(());
         }
-        Err(Refusal::new(
-            "stale-plan",
-            format!("the host has changed since the plan was made:\n- {}", moved.join("\n- ")),
-            "make a new plan and review it: harden plan SPEC --out FILE",
-        ))
+        Err(stale(&format!("\n- {}", moved.join("\n- "))))
+    }
+
+    /// Refuses a plan for the host as it is that is not the one that was reviewed: another sshd knows other algorithms,
+    /// for one. What units do in between may differ: behind a socket, sshd comes and goes.
+    ///
+    /// # Errors
+    /// A refusal that names what moved.
+    pub fn check_changes(&self, now: &Plan) -> Result<(), Refusal> {
+        let shown = |changes: &[Change]| {
+            let counts = |change: &&Change| change.concern != "units";
+            changes.iter().filter(counts).cloned().collect::<Vec<_>>()
+        };
+        let (then, now) = (shown(&self.changes), shown(&now.changes));
+        let mut all = then.iter().chain(&now);
+        match all.find(|change| !(then.contains(change) && now.contains(change))) {
+            None => Ok(()),
+            Some(moved) => {
+                let target = &moved.target;
+                Err(stale(&format!(" what it does with {target} would be something else now")))
+            }
+        }
     }
 
     /// Refuses a file that this harden would not have written for that spec and that host: another
@@ -120,6 +137,14 @@ impl SavedPlan {
         let again = plan(spec, &self.observed)?;
         if self.changes == again.changes { Ok(()) } else { Err(other_version(name)) }
     }
+}
+
+fn stale(how: &str) -> Refusal {
+    Refusal::new(
+        "stale-plan",
+        format!("the host has changed since the plan was made:{how}"),
+        "make a new plan and review it: harden plan SPEC --out FILE",
+    )
 }
 
 fn other_version(name: &str) -> Error {

@@ -90,6 +90,21 @@ fn colour_is_for_terminals_that_want_it() {
     assert!(shown.contains("\u{1b}[31m"), "{shown:?}");
 }
 
+/// Another OpenSSH by now, that knows an algorithm less.
+#[test]
+fn a_saved_plan_of_other_algorithms_is_refused() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    machine.spec("version: 1\nssh: {profile: recommended}\n");
+    machine.sh("harden plan spec.yaml --out plan.json; mv /usr/bin/ssh /usr/bin/other-ssh");
+    let less = "#!/bin/sh\n/usr/bin/other-ssh \"$@\" | grep -v hmac-sha2-256-etm\n";
+    machine.root().write("/usr/bin/ssh", less);
+    machine.sh("chmod +x /usr/bin/ssh");
+    let refused = unchanged(&machine, || machine.exec("harden apply -y plan.json").code(1));
+    let why = "what it does with /etc/ssh/sshd_config.d/00-harden.conf would be something else";
+    assert!(refused.unwrapped().contains(why), "{refused:?}");
+    machine.sh("mv /usr/bin/other-ssh /usr/bin/ssh; harden apply -y --confirm probe plan.json");
+}
+
 #[test]
 fn a_saved_plan_is_applied_or_refused() {
     let mut machine = fresh();

@@ -342,6 +342,33 @@ fn an_edit_during_the_trial_is_kept() {
     }
 }
 
+/// The same with what the unit would start with, where no file that it reads by now says so.
+#[test]
+fn the_unit_changes_during_the_trial() {
+    let starts = "[Service]\nEnvironmentFile=/etc/own\nExecStart=\nExecStart=/usr/sbin/sshd -D $SSHD_OPTS $OWN\n";
+    let folder = "/etc/systemd/system/ssh.service.d";
+    for (edit, why) in [
+        (
+            "sed -i s/=7/=8/ /etc/own".to_owned(),
+            "command line were `-o MaxSessions=7 -o MaxStartups=9`, are",
+        ),
+        (format!("echo '[Service]' > {folder}/unread.conf"), "changed the files of ssh.service"),
+    ] {
+        let mut machine = Machine::boot(Suite::Bookworm, |root| {
+            root.write(&format!("{folder}/own.conf"), starts);
+            root.write("/etc/default/ssh", "SSHD_OPTS='-o MaxStartups=9'\n");
+            root.write("/etc/own", "OWN='-o MaxSessions=7'\n");
+        });
+        machine.spec(MOVE);
+        machine.apply_in_background("60s");
+        machine.sh(&edit);
+        let confirmed = machine.ssh(2222, &machine.confirm_command()).code(4);
+        assert!(confirmed.unwrapped().contains(why), "{confirmed:?}");
+        machine.sh("systemctl daemon-reload");
+        assert_over(&mut machine, &Want::service(22));
+    }
+}
+
 /// Fault 22: the installed program is replaced, or gone.
 #[test]
 fn the_program_is_gone() {

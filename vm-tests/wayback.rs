@@ -471,4 +471,12 @@ fn a_unit_that_was_not_read_is_refused() {
     machine.sh("systemctl daemon-reload");
     let refused = machine.apply().code(1);
     assert!(refused.stderr.contains("-f /etc/ssh/other"), "{refused:?}");
+    machine.sh("rm /etc/systemd/system/ssh.service.d/x.conf; systemctl daemon-reload");
+    // The way back would start the other one.
+    machine.root().write(
+        "/etc/systemd/system/ssh.socket.d/x.conf",
+        "[Socket]\nListenStream=\nListenStream=127.0.0.1:22\n",
+    );
+    let refused = machine.apply().code(1);
+    assert!(refused.unwrapped().contains("the files of ssh.socket have changed"), "{refused:?}");
 }

@@ -132,6 +132,9 @@ fn applied(args: &ApplyArgs, format: Format) -> Result<Ended, Error> {
     } else {
         (checked_plan(&files, &spec, &observed)?, Vec::new())
     };
+    if let Some(saved) = &saved {
+        saved.check_changes(&plan)?;
+    }
     show(&observed, &plan, &args.terms, format)?;
     if plan.is_empty() {
         return converged(plan, &observed);

@@ -273,6 +273,15 @@ impl Observed {
         self.service.is_active() && (self.stale || !self.command_line.is_running())
     }
 
+    /// A unit that runs or would, whose files systemd has not read since they changed. One that it cannot read stays
+    /// unread.
+    pub fn unread_unit(&self) -> Option<&str> {
+        let counts =
+            |unit: &Unit| unit.name == self.service.name || unit.is_active() || unit.is_enabled();
+        let is_unread = |unit: &&Unit| unit.needs_reload && !unit.is_broken() && counts(unit);
+        [&self.service, &self.socket].into_iter().find(is_unread).map(|unit| unit.name.as_str())
+    }
+
     /// What a unit would do to its sshd by now, and did not before, or not in these words.
     pub fn untried_since(&self, before: &Self, unit: &str) -> Option<&Untried> {
         let text = |host: &Self, path: &Path| {
@@ -319,7 +328,12 @@ impl Observed {
     ///
     /// With `orphans_gone`, listeners of orphaned processes in `self` need not be there again.
     pub fn differences(&self, now: &Self, orphans_gone: bool) -> Vec<String> {
-        self.differences_beside(now, orphans_gone, &BTreeSet::new())
+        let mut moved = self.differences_beside(now, orphans_gone, &BTreeSet::new());
+        // Where no file says so that is looked at.
+        if moved.is_empty() {
+            moved.extend(self.options_since(now));
+        }
+        moved
     }
 
     /// The same, without the files at some paths: edits that are known of.
@@ -423,6 +437,18 @@ impl Observed {
         let target = |of: &Self, path: &PathBuf| of.links.get(path).cloned().flatten();
         edited.extend(links.filter(|path| target(self, path) != target(now, path)).cloned());
         edited
+    }
+
+    /// How the options of sshd's command line differ, from wherever they come.
+    pub fn options_since(&self, now: &Self) -> Option<String> {
+        let (was, is) = (self.command_line.settings(), now.command_line.settings());
+        let told = |options: Vec<String>| match options.as_slice() {
+            [] => "none".to_owned(),
+            options => format!("`{}`", options.join(" ")),
+        };
+        (was != is).then(|| {
+            format!("the options of sshd's command line were {}, are {}", told(was), told(is))
+        })
     }
 
     /// The files that count in a comparison with another host. Where a unit is masked, gone or unreadable there

@@ -73,10 +73,18 @@ fn refuse_edited(run: &Run) -> Result<(), String> {
     }
     let edited: Vec<String> =
         Observed::edited(&run.before, &now).iter().map(|path| path.display().to_string()).collect();
-    if edited.is_empty() {
-        return Ok(());
+    if !edited.is_empty() {
+        return Err(format!("somebody changed {} during the trial", edited.join(", ")));
     }
-    Err(format!("somebody changed {} during the trial", edited.join(", ")))
+    // What systemd has not read yet, it will have by the time that the unit starts.
+    let unread = now.unread_unit().map(|unit| format!("the files of {unit}"));
+    if let Some(unread) = unread.filter(|_| run.before.unread_unit().is_none()) {
+        return Err(format!("somebody changed {unread} during the trial"));
+    }
+    match run.before.options_since(&now) {
+        Some(moved) => Err(format!("{moved}: somebody changed that during the trial")),
+        None => Ok(()),
+    }
 }
 
 fn prove(run: &mut Run) -> Result<(), String> {

@@ -12,17 +12,12 @@ use crate::sys::units::Unit;
 
 /// What systemd has not read yet would start something else than what was looked at.
 pub(crate) fn refuse_unread(observed: &Observed) -> Result<(), Refusal> {
-    let service = &observed.service;
-    // One that systemd cannot read stays unread.
-    if !service.needs_reload || service.is_broken() {
-        return Ok(());
-    }
+    let Some(unit) = observed.unread_unit() else { return Ok(()) };
     Err(Refusal::new(
         "unread-unit",
-        format!("the files of {} have changed, and systemd has not read them", service.name),
+        format!("the files of {unit} have changed, and systemd has not read them"),
         format!(
-            "systemctl daemon-reload, see what it starts now (systemctl cat {}), and plan again",
-            service.name
+            "systemctl daemon-reload, see what it starts now (systemctl cat {unit}), and plan again"
         ),
     ))
 }
