@@ -10,6 +10,8 @@ on_debian!(
     leftover_drop_ins,
     another_sshd_by_hand,
     other_lines_are_resolved,
+    enabled_until_the_next_boot,
+    host_keys_changed_since_the_start,
 );
 
 mod cases {
@@ -25,6 +27,36 @@ mod cases {
         let refused = unchanged(&machine, || machine.apply().code(1));
         assert!(refused.stderr.contains("squatter.service"), "{refused:?}");
         assert_state(&machine, &Want::socket(22));
+    }
+
+    /// systemd says `enabled`, or something like it, and no sshd would start at the next boot.
+    pub(super) fn enabled_until_the_next_boot(suite: Suite) {
+        for how in [
+            "rm /etc/systemd/system/multi-user.target.wants/ssh.service; systemctl daemon-reload",
+            "systemctl disable ssh.service; systemctl enable --runtime ssh.service",
+        ] {
+            let mut machine = Machine::boot(suite, |_| {});
+            machine.sh(how);
+            machine.spec("version: 1\nssh: {port: 22, socket: disabled}\n");
+            machine.exec("harden verify spec.yaml").code(3);
+            machine.exec("harden apply -y --confirm probe spec.yaml").code(0);
+            assert_for_good(&mut machine, &Want::service(22));
+        }
+    }
+
+    /// Before OpenSSH 9.8 sshd reads them for each connection: it shows the new ones already.
+    pub(super) fn host_keys_changed_since_the_start(suite: Suite) {
+        let machine = Machine::boot(suite, |_| {});
+        machine.sh("rm /etc/ssh/ssh_host_*; ssh-keygen -A");
+        machine.spec("version: 1\nssh: {port: 2222, socket: disabled}\n");
+        let apply = "harden apply -y --confirm probe spec.yaml";
+        if !matches!(suite, Suite::Bullseye | Suite::Bookworm) {
+            let refused = unchanged(&machine, || machine.exec(apply).code(1)).unwrapped();
+            assert!(refused.contains("the host keys have changed since sshd started"), "{refused}");
+            machine.sh("systemctl restart ssh.service");
+        }
+        machine.exec(apply).code(0);
+        assert_state(&machine, &Want::service(2222));
     }
 
     pub(super) fn syntax_error_in_a_drop_in(suite: Suite) {

@@ -109,7 +109,7 @@ fn unit_changes(observed: &Observed, expect: &Expectation, units: &Transition) -
         }
         // Links that an undo puts back enable and disable too.
         let enabled = expect.units.iter().find(|is| is.name == unit.name).map(|is| is.enabled);
-        if enabled.is_some_and(|enabled| enabled != file.starts_with("enabled")) {
+        if enabled.is_some_and(|enabled| enabled != (file == "enabled")) {
             file = if enabled == Some(true) { "enabled" } else { "disabled" }.to_owned();
         }
         let reason = units.reasons.iter().find(|(name, _)| *name == unit.name);

@@ -33,6 +33,8 @@ fn client(known_hosts: &Path) -> Command {
 pub enum Answer {
     /// A complete key exchange, with a host key of this host (RFC 4253, sections 7 and 8).
     KeyExchange,
+    /// sshd is there, with a host key that is not this host's.
+    OtherHostKey,
     /// sshd is there but turns this address away for a while (`PerSourcePenalties`); of IPv4 another
     /// address was tried too.
     Penalised,
@@ -265,6 +267,9 @@ fn read_answer(log: &str) -> Answer {
     if log.contains("SSH2_MSG_NEWKEYS received") {
         return Answer::KeyExchange;
     }
+    if log.contains("Host key verification failed") {
+        return Answer::OtherHostKey;
+    }
     if log.contains("Not allowed at this time") {
         return Answer::Penalised;
     }
@@ -326,6 +331,8 @@ mod tests {
             ),
             Answer::Penalised
         );
+        let other = "No ED25519 host key is known for x\r\nHost key verification failed.\r\n";
+        assert_eq!(read_answer(other), Answer::OtherHostKey);
         assert_eq!(
             read_answer(
                 "debug1: Connecting\nssh: connect to host ::1 port 9: Connection refused\n"

@@ -23,7 +23,8 @@ pub struct Unit {
     /// What systemd is about to do with it (`start`, `stop`, `restart`, ...); empty where that is nothing.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub job: String,
-    /// `UnitFileState`: `enabled`, `disabled`, `masked`, `static`, ...
+    /// `UnitFileState`: `enabled`, `disabled`, `masked`, `static`, ...; `enabled-alias` where it is said to be enabled,
+    /// and nothing pulls it in: a link with another name counts there too (systemctl(1), `is-enabled`).
     pub file: String,
     /// Result of the last run (`success`, `exit-code`, `start-limit-hit`, ...).
     pub result: String,
@@ -94,18 +95,23 @@ impl Unit {
         let named = |properties: &[&str]| -> Vec<String> {
             properties.iter().flat_map(|property| strings(all, property)).collect()
         };
+        let wanted_by = named(&["WantedBy", "RequiredBy", "BoundBy", "UpheldBy"]);
+        let file = match string(all, "UnitFileState") {
+            file if file == "enabled" && wanted_by.is_empty() => "enabled-alias".to_owned(),
+            file => file,
+        };
         Self {
             name: name.to_owned(),
             load: string(all, "LoadState"),
             active: string(all, "ActiveState"),
             sub: string(all, "SubState"),
             job: String::new(),
-            file: string(all, "UnitFileState"),
+            file,
             result: string(all, "Result"),
             fragment: string(all, "FragmentPath").into(),
             drop_ins: strings(all, "DropInPaths").into_iter().map(PathBuf::from).collect(),
             requires: named(&["Requires", "BindsTo", "Requisite"]),
-            wanted_by: named(&["WantedBy", "RequiredBy", "BoundBy", "UpheldBy"]),
+            wanted_by,
             takes_along: named(&[
                 "RequiredBy",
                 "BoundBy",
@@ -190,9 +196,9 @@ impl Unit {
         self.load == "masked" || self.file.starts_with("masked")
     }
 
-    /// Whether it starts at boot.
+    /// Whether it starts at boot: not where it is enabled until then (`enabled-runtime`), or by an alias alone.
     pub fn is_enabled(&self) -> bool {
-        self.file.starts_with("enabled")
+        self.file == "enabled"
     }
 
     /// The port of a socket that is bound for IPv4, and for IPv6 in a way that takes IPv4 too: so neither start

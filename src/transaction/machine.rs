@@ -71,6 +71,8 @@ pub trait Machine {
         endpoints: &[SocketAddr],
         before: &Observed,
     ) -> std::result::Result<Vec<Fault>, Error>;
+    /// Why every client would refuse the sshd that comes next, where it has other host keys than the one that runs.
+    fn other_host_key(&self, before: &Observed) -> std::result::Result<Option<Fault>, Error>;
     /// Tries logins under the planned configuration, meanwhile.
     fn log_in(
         &self,
@@ -453,6 +455,10 @@ impl Machine for RealMachine {
             // sshd's folder away from under this one.
             std::thread::sleep(Duration::from_millis(300));
         }
+    }
+
+    fn other_host_key(&self, before: &Observed) -> std::result::Result<Option<Fault>, Error> {
+        verify::other_host_key(&self.files, before)
     }
 
     fn log_in(

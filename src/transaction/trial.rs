@@ -38,12 +38,16 @@ pub(super) fn run(run: &mut Run) -> Ended {
     }
 }
 
-/// Refuses a host that has moved on; then images, recovery, guard.
+/// Refuses a host that has moved on, or would seem another one; then images, recovery, guard.
 fn prepare(run: &mut Run) -> Result<(), String> {
     let now = run.observe().map_err(|error| error.to_string())?;
     let moved = run.before.differences(&now, false);
     if !moved.is_empty() {
         return Err(format!("the host has changed since the plan was made: {}", moved.join("; ")));
+    }
+    let other = run.machine.other_host_key(&run.before).map_err(|error| error.to_string())?;
+    if let Some(why) = other {
+        return Err(why);
     }
     let files = run.machine.files();
     let mut paths = Vec::new();

@@ -158,12 +158,38 @@ pub fn answers(
             Answer::Penalised => notes.push(format!(
                 "{endpoint} answers, but turns loopback away for now (PerSourcePenalties)"
             )),
+            Answer::OtherHostKey => {
+                faults
+                    .push(format!("{endpoint} shows a host key that is not in this host's files"));
+            }
             Answer::Failed(why) => {
                 faults.push(format!("no SSH key exchange on {endpoint}: {why}{}", denied(files)));
             }
         }
     }
     Ok((faults, notes))
+}
+
+/// Why the sshd that runs is not the one that its files make: it has read other host keys, and every client knows
+/// those. Where none runs, none is started to ask.
+///
+/// # Errors
+/// Where the probe itself cannot be run.
+pub fn other_host_key(files: &Files, observed: &Observed) -> Result<Option<Fault>, Error> {
+    let held = observed.held();
+    let Some(at) = held.iter().find(|at| at.is_ipv4()).or(held.first()) else { return Ok(None) };
+    if !observed.service.is_active() {
+        return Ok(None);
+    }
+    let known_hosts = write_known_hosts(files, Path::new("/run/harden"), observed)?;
+    let is_other = key_exchange(at.ip(), at.port(), &known_hosts)? == Answer::OtherHostKey;
+    let service = &observed.service.name;
+    Ok(is_other.then(|| {
+        format!(
+            "the host keys have changed since sshd started, and every client would refuse the new ones: \
+             if that is what you want, systemctl restart {service} first"
+        )
+    }))
 }
 
 /// What may keep the host itself out (hosts_access(5), where sshd is built with it).

@@ -365,6 +365,10 @@ impl Machine for Fake {
         Ok(Vec::new())
     }
 
+    fn other_host_key(&self, _: &Observed) -> std::result::Result<Option<Fault>, Error> {
+        Ok(None)
+    }
+
     fn log_in(&self, _: logins::Asked) -> JoinHandle<std::result::Result<logins::Answer, Error>> {
         let faults =
             if self.unwelcome.get() { vec!["failed on purpose".to_owned()] } else { vec![] };
