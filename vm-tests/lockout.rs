@@ -545,13 +545,15 @@ fn a_unit_that_shuts_its_sshd_in() {
         let machine = if by_socket { socket_system(suite) } else { Machine::boot(suite, |_| {}) };
         machine.spec(MOVE);
         let own = "/etc/systemd/system/ssh.service.d/own.conf";
-        for line in ["ProtectHome=yes", "NoNewPrivileges=true", "InaccessiblePaths=/home /root"] {
+        for line in ["ProtectHome=yes", "NoNewPrivileges=true", "ProtectSystem=strict"] {
             machine.root().write(own, &format!("[Service]\n{line}\n"));
             machine.sh("systemctl daemon-reload");
             let refused = unchanged(&machine, || machine.apply().code(1)).unwrapped();
             assert!(refused.contains(&format!("ssh.service has `{line}` ({own})")), "{refused}");
         }
-        machine.root().write(own, "[Service]\nProtectHome=yes\nProtectHome=read-only\n");
+        machine
+            .root()
+            .write(own, "[Service]\nProtectHome=yes\nProtectHome=read-only\nPrivateUsers=No\n");
         machine.sh("systemctl daemon-reload");
         machine.apply().code(0);
         machine.root().write(own, "[Service]\nNoNewPrivileges=yes\n");

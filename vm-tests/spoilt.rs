@@ -177,10 +177,40 @@ fn what_starts_sshd_shuts_everybody_out() {
             told.contains("it takes no key of root and deploy; what does ssh.service do"),
             "{told}"
         );
-        assert!(told.contains("takes no key of root and deploy any more"), "{told}");
+        assert!(
+            told.contains("takes no key of root and deploy, as its files would have it"),
+            "{told}"
+        );
         lets_in(&machine, hides);
         starts("exec /usr/sbin/sshd -D");
         comes_back(machine, &Want::service(22));
+    }
+}
+
+/// Sound edits during a trial that is not confirmed, of whom sshd lets in and from where: its sshd is back, and nobody
+/// asks it from loopback whom it lets in from there alone.
+#[test]
+fn who_gets_in_is_edited() {
+    let own = "/etc/ssh/sshd_config.d/50-own.conf";
+    let alice = "useradd -m -G sudo -s /bin/sh alice; cp -r /root/.ssh /home/alice/.ssh; chown -R alice: /home/alice/.ssh; \
+                 echo 'alice ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/alice; echo 'AllowUsers alice'";
+    for (suite, edit, user) in [
+        (
+            Suite::Trixie,
+            format!("echo 'AllowUsers root@10.77.0.* deploy@10.77.0.*' > {own}"),
+            "root",
+        ),
+        (Suite::Bookworm, format!("echo 'DenyUsers *@127.* *@::1' > {own}"), "root"),
+        (Suite::Trixie, format!("{alice} > {own}"), "alice"),
+    ] {
+        let machine = Machine::boot(suite, |_| {});
+        machine.spec(SAME_PORT);
+        machine.apply_in_background("8s");
+        machine.sh(&edit);
+        assert_eq!(machine.background_end(), 4, "{edit}");
+        machine.ssh_as(user, 22, "true").ok();
+        assert_closed(&machine);
+        assert_eq!(property(&machine, "ssh.service", "ActiveState"), "active");
     }
 }
 

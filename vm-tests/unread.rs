@@ -5,6 +5,7 @@ use crate::lockout::{is_refused, spec};
 use crate::machine::{Machine, Suite, V4};
 use crate::operator::{MOVE, socket_system};
 use crate::state::{Want, assert_state, property, unchanged};
+use crate::wayback::SAME_PORT;
 
 const OWN: &str = "/etc/ssh/sshd_config.d/20-own.conf";
 const SHUTS_OUT: &str = "echo 'AllowGroups nobody' > /etc/ssh/sshd_config.d/20-own.conf";
@@ -102,6 +103,99 @@ fn another_port() {
     machine.spec("version: 1\nssh: {port: 2022, settings: {MaxAuthTries: 4}}\n");
     machine.apply().code(0);
     assert_state(&machine, &Want::service(2022).with("maxauthtries 4"));
+}
+
+/// Another folder has the place of /etc/ssh, with files that are older than sshd's start.
+#[test]
+fn another_folder_of_that_name() {
+    let others = |line: &str, hide: &str| {
+        format!(
+            "cp -a /etc/ssh /etc/ssh.bak; sed -i '1i {line}' /etc/ssh.bak/sshd_config; sleep 1.1; \
+             systemctl restart ssh.service; sleep 1.1; mv /etc/ssh /etc/ssh.new; mv /etc/ssh.bak /etc/ssh; {hide}"
+        )
+    };
+    // So that the folder does not show it either.
+    let hide = "touch /etc/ssh/x; rm /etc/ssh/x";
+    let probe = "harden apply -y --confirm probe spec.yaml";
+    for (suite, line, hide, why) in [
+        (Suite::Bookworm, "AuthorizedKeysFile none", "", "has not read its files"),
+        (Suite::Trixie, "AllowUsers olduser", hide, "not listed in AllowUsers (olduser)"),
+        (Suite::Bookworm, "PermitRootLogin no\\nDenyUsers deploy", hide, "PermitRootLogin no"),
+        (
+            Suite::Trixie,
+            "AuthorizedKeysFile none",
+            hide,
+            "sshd takes a key of root and deploy, and",
+        ),
+    ] {
+        let machine = Machine::boot(suite, |_| {});
+        machine.sh(&others(line, hide));
+        for spec in [MOVE, SAME_PORT] {
+            machine.spec(spec);
+            let refused = unchanged(&machine, || machine.ssh(22, probe).code(1)).unwrapped();
+            assert!(refused.contains(why), "{line}, {hide}: {refused}");
+        }
+        machine.ssh(22, "true").ok();
+    }
+}
+
+/// A folder on the way to a file that a pattern finds.
+#[test]
+fn a_file_is_gone_that_a_pattern_found() {
+    let machine = Machine::boot(Suite::Bookworm, |root| {
+        root.write("/etc/ssh/site/a/local.conf", "PermitRootLogin yes\n");
+        root.write(
+            "/etc/ssh/sshd_config",
+            "Include /etc/ssh/site/*/local.conf\nPermitRootLogin no\n",
+        );
+    });
+    machine.spec(SAME_PORT);
+    machine.sh("sleep 1.1; gpasswd -d deploy sudo; rm -f /etc/sudoers.d/deploy; rm /etc/ssh/site/a/local.conf");
+    let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+    assert!(refused.unwrapped().contains("PermitRootLogin no"), "{refused:?}");
+}
+
+/// What changes beside the files is none of theirs.
+#[test]
+fn what_is_no_change() {
+    let machine = Machine::boot(Suite::Bookworm, |root| {
+        root.append("/etc/ssh/sshd_config", "Include /etc/sshd_local.conf\n");
+        root.write("/etc/sshd_local.conf", "MaxSessions 7\n");
+    });
+    machine.spec(SAME_PORT);
+    machine.apply().code(0);
+    for command in [
+        "useradd bob",
+        "sed -i 's/#.*//' /etc/ssh/ssh_config",
+        "sed -i s/7/8/ /etc/sshd_local.conf; systemctl reload ssh.service; sleep 0.5",
+    ] {
+        machine.sh(command);
+        machine.exec("harden verify spec.yaml").code(0);
+        machine.exec("harden plan --exit-code spec.yaml").code(0);
+    }
+}
+
+/// An own command in place of a shell, which gives one all the same: who is in with it gets in.
+#[test]
+fn who_gets_in_in_spite_of_a_command() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine
+        .root()
+        .write("/usr/local/bin/audited", "#!/bin/sh\nexec sh -c \"$SSH_ORIGINAL_COMMAND\"\n");
+    machine.root().write(OWN, "ForceCommand /usr/local/bin/audited\n");
+    machine.sh("chmod +x /usr/local/bin/audited; systemctl restart ssh.service");
+    spec(&machine, "{AllowUsers: [bob]}", "");
+    let planned = machine.ssh(22, "harden plan spec.yaml").code(1).unwrapped();
+    assert!(
+        planned.contains("root could not log in any more: not listed in AllowUsers"),
+        "{planned}"
+    );
+    for settings in ["{PasswordAuthentication: no}", "{X11Forwarding: no}"] {
+        for safety in ["", "safety: {admins: [root]}\n"] {
+            spec(&machine, settings, safety);
+            machine.ssh(22, "harden plan spec.yaml").code(0);
+        }
+    }
 }
 
 /// Files that sshd was asked to read again are read.

@@ -141,6 +141,10 @@ fn refuse_fixed(observed: &Observed, keywords: &[String]) -> Result<(), Refusal>
             service.main_pid,
             option.words.join(" ")
         ),
-        format!("find it: systemctl cat {}", service.name),
+        format!(
+            "if it was taken out of a file since sshd started: systemctl restart {0}; else find what \
+             adds it: systemctl cat {0}",
+            service.name
+        ),
     ))
 }

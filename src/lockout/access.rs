@@ -36,10 +36,23 @@ fn is(effective: &Effective, keyword: &str, wanted: &str) -> bool {
 pub(super) fn obstacle(admin: &Admin, effective: &Effective, keys: &Keys) -> Option<Obstacle> {
     connection(effective, keys)
         .or_else(|| account(admin, effective))
-        .or_else(|| lists(admin, effective))
+        .or_else(|| user_lists(admin, effective))
+        .or_else(|| group_lists(admin, effective))
         .or_else(|| root(admin, effective))
         .or_else(|| credentials(admin, effective, keys))
         .or_else(|| command(effective))
+}
+
+/// What keeps a user out whatever else may be true, and as long as sshd's files stay as they are: who is let in all the
+/// same is so by an sshd that has not read them.
+pub(super) fn plain_obstacle(
+    admin: &Admin,
+    effective: &Effective,
+    keys: &Keys,
+) -> Option<Obstacle> {
+    connection(effective, keys)
+        .or_else(|| user_lists(admin, effective))
+        .or_else(|| root(admin, effective))
 }
 
 /// Whether there is a connection at all: it may be refused (from 9.9 on), or the two have nothing in common.
@@ -113,12 +126,9 @@ fn account(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
     None
 }
 
-/// Allow and Deny lists.
-fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
+/// Allow and Deny lists of users.
+fn user_lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
     let name = &admin.user.name;
-    let groups = admin.user.groups();
-    let in_group =
-        |pattern: &&String| groups.iter().any(|group| fits(group.as_bytes(), pattern.as_bytes()));
     // One name a line, without quotes.
     let list = |keyword: &str| effective.get(keyword).to_vec();
     let denies = |pattern: &&String| takes_user(admin, pattern, effective) == Some(true);
@@ -137,6 +147,16 @@ fn lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
         };
         return because(format!("not listed in AllowUsers ({})", allowed.join(" ")), fix);
     }
+    None
+}
+
+/// And of groups, which sshd asks next.
+fn group_lists(admin: &Admin, effective: &Effective) -> Option<Obstacle> {
+    let name = &admin.user.name;
+    let groups = admin.user.groups();
+    let in_group =
+        |pattern: &&String| groups.iter().any(|group| fits(group.as_bytes(), pattern.as_bytes()));
+    let list = |keyword: &str| effective.get(keyword).to_vec();
     if let Some(pattern) = list("denygroups").iter().find(in_group) {
         return because(
             format!("DenyGroups {pattern}"),

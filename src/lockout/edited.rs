@@ -3,7 +3,7 @@
 
 use super::keys::Keys;
 use super::view::{View, Way};
-use super::{Admin, Guards, Risk, admins, gets_in, shut_out, sorted};
+use super::{Admin, Guards, Risk, admins, contradicts, gets_in, shut_out, sorted};
 use crate::error::{Error, Refusal};
 use crate::observe::Observed;
 use crate::plan::Plan;
@@ -18,7 +18,7 @@ pub(super) fn unread_shut_out(
     keys: &Keys,
     may_enter: impl Fn(&Admin) -> bool,
 ) -> Option<Risk> {
-    let (_, lost) = sorted(admins, now, keys, may_enter);
+    let (_, lost) = sorted(admins, now, keys, |admin, _| may_enter(admin));
     let (admin, found) = lost.into_iter().next()?;
     let Risk { message, fix } = shut_out(admin, found, now, keys);
     Some(Risk {
@@ -35,11 +35,16 @@ pub(super) fn unread_shut_out(
 /// # Errors
 /// A refusal that names who, and why.
 pub fn refuse_unread_files(files: &Files, observed: &Observed, plan: &Plan) -> Result<(), Error> {
-    if !observed.is_unread() || !sys::is_root() {
+    if !sys::is_root() {
         return Ok(());
     }
     let scratch = Scratch::of(files, &plan.candidate)?;
-    let risks = Guards::new(files, &[], observed, plan, &scratch).risks();
+    let guards = Guards::new(files, &[], observed, plan, &scratch);
+    let Guards { admins, now, keys, .. } = &guards;
+    if !observed.is_unread() && !contradicts(observed, admins, now, keys) {
+        return Ok(());
+    }
+    let risks = guards.risks();
     let Some(Risk { message, fix }) = risks.into_iter().next() else { return Ok(()) };
     Err(Refusal::new("lockout", message, fix).into())
 }
@@ -62,7 +67,7 @@ pub fn shut_out_since(
     let was = View::new(Some(scratch.main()), settings(then), way);
     let is = View::new(None, settings(now), way);
     let admins = admins(listed);
-    let (enters, lost) = sorted(&admins, &is, &keys, |admin| gets_in(admin, &was, &keys));
+    let (enters, lost) = sorted(&admins, &is, &keys, |admin, _| gets_in(admin, &was, &keys));
     // Whom somebody has shut out on purpose is theirs to let in, as long as others can.
     let can_mend = enters.iter().any(|admin| users::becomes_root(&admin.user));
     let is_asked_for = |(admin, _): &(&Admin, _)| admin.is_listed() || !can_mend;

@@ -29,7 +29,7 @@ use crate::plan::Plan;
 use crate::sshd::keywords::same;
 use crate::sshd::syntax::parse_line;
 use crate::sys::process::Session;
-use crate::sys::users::{self, User};
+use crate::sys::users::{self, LoggedIn, User};
 use crate::sys::{self, Files};
 use crate::validate::Scratch;
 
@@ -64,6 +64,8 @@ struct Admin {
     from: Option<IpAddr>,
     /// Why they count.
     standing: Standing,
+    /// Since when they are logged in, in microseconds since the epoch; 0 where they are not.
+    since: u64,
 }
 
 /// Why an administrator counts.
@@ -81,6 +83,21 @@ impl Admin {
     fn is_listed(&self) -> bool {
         self.standing == Standing::Listed
     }
+
+    /// Whether the sshd that runs has let them in since it has read its files.
+    fn is_let_in(&self, before: &Observed) -> bool {
+        before.read > 0 && self.since > before.read
+    }
+}
+
+/// Whether the sshd that runs has let somebody in since it has read its files whom they turn away, and plainly: then it
+/// has not read them as they are, whatever their times say (a folder that another one took the place of).
+fn contradicts(before: &Observed, admins: &[Admin], now: &View, keys: &Keys) -> bool {
+    let is_turned_away = |admin: &Admin| {
+        let effective = now.of(admin);
+        effective.is_some_and(|it| access::plain_obstacle(admin, &it, keys).is_some())
+    };
+    admins.iter().any(|admin| admin.is_let_in(before) && is_turned_away(admin))
 }
 
 /// Whether a plan may lock anybody out, as far as can be told: that sshd is asked, and it answers root alone.
@@ -149,15 +166,23 @@ impl<'g> Guards<'g> {
             return vec![risk];
         }
         let mut risks: Vec<Risk> = unknown(listed).chain(other_family(plan)).collect();
-        let unread = before.is_unread();
+        let unread = before.is_unread() || contradicts(before, &admins, &now, &keys);
+        let is_let_in = |admin: &Admin| admin.is_let_in(before);
+        // What keeps such a one out as far as can be told is none today; of what keeps them out then, anything else is.
+        let stays_in = |admin: &Admin, found: &Obstacle| {
+            let today = |effective| obstacle(admin, &effective, &keys);
+            is_let_in(admin) && now.of(admin).and_then(today).as_ref() == Some(found)
+        };
         let lets_in = |view: &View| admins.iter().any(|admin| gets_in(admin, view, &keys));
         let nobody_enters = unread && !(lets_in(&then) && lets_in(&now));
         // Who does not get in today is not the plan's to let in. By files that sshd has not read that does not show
         // of those who are in.
         let may_enter =
             |admin: &Admin| unread && (admin.standing == Standing::LoggedIn || nobody_enters);
-        let counts =
-            |admin: &Admin| admin.is_listed() || may_enter(admin) || gets_in(admin, &now, &keys);
+        let counts = |admin: &Admin, found: &Obstacle| {
+            let asked_for = admin.is_listed() || is_let_in(admin) || gets_in(admin, &now, &keys);
+            may_enter(admin) || asked_for && !stays_in(admin, found)
+        };
         let (enters, lost) = sorted(&admins, &then, &keys, counts);
         let told: Vec<String> = lost.iter().map(|(admin, _)| admin.user.name.clone()).collect();
         let stuck =
@@ -185,7 +210,7 @@ impl<'g> Guards<'g> {
         };
         risks.extend(session::risk(&admins, (&now, &then), &keys, may_be_lost));
         if is_about_passwords(before, plan) {
-            risks.extend(passwords(&admins, &now, &then, &keys));
+            risks.extend(passwords(&admins, &now, &then, &keys, stays_in));
         }
         // Who is logged in from several places is told once.
         let mut seen = BTreeSet::new();
@@ -199,7 +224,7 @@ fn sorted<'a>(
     admins: &'a [Admin],
     view: &View,
     keys: &Keys,
-    counts: impl Fn(&Admin) -> bool,
+    counts: impl Fn(&Admin, &Obstacle) -> bool,
 ) -> (Vec<&'a Admin>, Vec<(&'a Admin, Obstacle)>) {
     let mut enters: Vec<&Admin> = Vec::new();
     let mut lost = Vec::new();
@@ -207,7 +232,7 @@ fn sorted<'a>(
         let Some(effective) = view.of(admin) else { continue };
         match obstacle(admin, &effective, keys) {
             None => enters.push(admin),
-            Some(found) if counts(admin) => lost.push((admin, found)),
+            Some(found) if counts(admin, &found) => lost.push((admin, found)),
             Some(_) => {}
         }
     }
@@ -227,7 +252,7 @@ fn sorted<'a>(
 fn in_place_of(root: &Admin) -> impl Iterator<Item = Admin> {
     let others = users::administrators().into_iter().chain(users::people());
     let others = others.filter(|user| user.uid != 0 && users::becomes_root(user));
-    others.map(|user| Admin { user, from: root.from, standing: Standing::Possible })
+    others.map(|user| Admin { user, from: root.from, standing: Standing::Possible, since: 0 })
 }
 
 /// Who would be shut out, and why; of root also why nobody takes root's place who could.
@@ -306,23 +331,28 @@ fn admins(listed: &[String]) -> Vec<Admin> {
     if !listed.is_empty() {
         let of = |name: &String| {
             let user = users::named(name)?;
-            let from =
-                sessions.iter().filter(|(user, _)| user.name == *name).map(|(_, from)| *from);
-            let from: Vec<_> = from.collect();
-            let from = if from.is_empty() { vec![None] } else { from };
+            let own = sessions.iter().filter(|session| session.user.name == *name);
+            let own: Vec<_> = own.map(|session| (session.from, session.since)).collect();
+            let own = if own.is_empty() { vec![(None, 0)] } else { own };
             let standing = Standing::Listed;
-            Some(from.into_iter().map(move |from| Admin { user: user.clone(), from, standing }))
+            let of = move |(from, since)| Admin { user: user.clone(), from, standing, since };
+            Some(own.into_iter().map(of))
         };
         return listed.iter().filter_map(of).flatten().collect();
     }
     let mut admins: Vec<Admin> = sessions
         .into_iter()
-        .map(|(user, from)| Admin { user, from, standing: Standing::LoggedIn })
+        .map(|LoggedIn { user, from, since }| Admin {
+            user,
+            from,
+            standing: Standing::LoggedIn,
+            since,
+        })
         .collect();
     if !admins.iter().any(|admin| admin.user.uid == 0)
         && let Some(user) = users::named("root")
     {
-        admins.push(Admin { user, from: None, standing: Standing::Possible });
+        admins.push(Admin { user, from: None, standing: Standing::Possible, since: 0 });
     }
     admins
 }
@@ -346,10 +376,17 @@ fn is_about_passwords(before: &Observed, plan: &Plan) -> bool {
 }
 
 /// Passwords go, and nobody has a key.
-fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<Risk> {
+fn passwords(
+    admins: &[Admin],
+    now: &View,
+    then: &View,
+    keys: &Keys,
+    stays_in: impl Fn(&Admin, &Obstacle) -> bool,
+) -> Option<Risk> {
     let others = users::named("root").into_iter().chain(users::administrators());
     let others = others.chain(users::people());
-    let others = others.map(|user| Admin { user, from: None, standing: Standing::Possible });
+    let standing = Standing::Possible;
+    let others = others.map(|user| Admin { user, from: None, standing, since: 0 });
     let everybody: Vec<Admin> = admins.iter().cloned().chain(others).collect();
     let takes = |view: &View, admin: &Admin| {
         view.of(admin).is_some_and(|effective| access::takes_passwords(&effective))
@@ -363,7 +400,7 @@ fn passwords(admins: &[Admin], now: &View, then: &View, keys: &Keys) -> Option<R
         users::becomes_root(&admin.user)
             && then.of(admin).is_some_and(|effective| {
                 access::has_key(admin, &effective, keys)
-                    && obstacle(admin, &effective, keys).is_none()
+                    && obstacle(admin, &effective, keys).is_none_or(|found| stays_in(admin, &found))
             })
     };
     if everybody.iter().any(by_key) {

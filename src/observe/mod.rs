@@ -58,6 +58,9 @@ pub struct Observed {
     pub effective: Verdict,
     /// ssh.service's sshd started before a file that it reads last changed.
     pub stale: bool,
+    /// When the sshd of the service that runs has read its files, in microseconds since the epoch; 0 where none runs.
+    #[serde(default)]
+    pub read: u64,
     /// `/etc/ssh/sshd_not_to_be_run` exists.
     pub not_to_be_run: bool,
     /// sshd's command line, as ssh.service starts it.

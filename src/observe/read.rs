@@ -1,6 +1,6 @@
 //! Looking: files, units and the kernel's socket table, read into an [`Observed`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -57,6 +57,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         ipv6: sys::has_ipv6(),
         addresses: sys::addresses(),
         stale: is_stale(files, &config, &command_line, &service),
+        read: read_at(files, &service),
         missing_folders: missing_folders(files, &config, &socket),
         seen_otherwise: seen_otherwise(files, &config, &service),
         not_to_be_run: files.exists(Path::new(NOT_TO_BE_RUN)),
@@ -228,10 +229,10 @@ fn untried_of(
     [service, socket]: [&Unit; 2],
     instance: Option<&Unit>,
 ) -> Vec<Untried> {
-    let own = untried(files, service, texts, false);
+    let own = untried(files, service, texts, false, !socket.is_active());
     let behind = instance.and_then(|instance| {
         let texts = unit_files(files, [instance]);
-        let found = untried(files, instance, &texts, socket.is_active())?;
+        let found = untried(files, instance, &texts, socket.is_active(), false)?;
         Some(Untried { unit: template(&socket.name), ..found })
     });
     own.into_iter().chain(behind).collect()
@@ -374,12 +375,20 @@ fn running_words(main_pid: u32) -> Vec<String> {
 /// Whether a file that sshd reads changed after sshd read it.
 fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Unit) -> bool {
     let newest = last_change(files, config, line.file.as_ref());
-    let read = service.started.max(reloaded(files, service));
-    service.is_active() && service.started > 0 && newest > read
+    service.is_active() && service.started > 0 && newest > read_at(files, service)
 }
 
-/// When sshd was asked to read its files anew (sshd(8), SIGHUP): it writes its process id again, after it has read
-/// them. In microseconds since the epoch, a second early; 0 where it was not asked.
+/// When the sshd that runs has read its files; 0 where none runs.
+fn read_at(files: &Files, service: &Unit) -> u64 {
+    if !service.is_active() || service.started == 0 {
+        return 0;
+    }
+    let by_systemd = if service.reloaded > service.started { service.reloaded } else { 0 };
+    service.started.max(by_systemd).max(reloaded(files, service))
+}
+
+/// When sshd was asked to read its files anew (sshd(8), SIGHUP), by whoever: it writes its process id again, after it
+/// has read them. In microseconds since the epoch, a second early; 0 where it was not asked.
 fn reloaded(files: &Files, service: &Unit) -> u64 {
     let path = Path::new(PID_FILE);
     let own = service.main_pid.to_string();
@@ -400,18 +409,64 @@ pub fn last_change(files: &Files, config: &ConfigTree, other: Option<&ConfigFile
         let meta = files.metadata(&file.real)?;
         Some(sys::usec(meta.ctime(), meta.ctime_nsec()))
     });
-    // A file that was removed shows in its folder alone; a folder that another one took the place of, in
-    // itself; one that is gone, in the folder above; a link that leads elsewhere now, in the link.
-    let folders = config.includes.keys().filter_map(|pattern| {
-        Path::new(pattern).ancestors().skip(1).find(|folder| files.exists(folder))
+    // A file that was removed shows in its folder alone; one that is gone with its folder, in the one above.
+    let folders: BTreeSet<PathBuf> = config
+        .includes
+        .keys()
+        .flat_map(|pattern| looked_through(files, Path::new(pattern)))
+        .collect();
+    let named = config.files.iter().map(|file| file.path.as_path());
+    let above: BTreeSet<&Path> = named
+        .chain(config.includes.keys().map(Path::new))
+        .flat_map(|path| path.ancestors().skip(1))
+        .collect();
+    // A link that leads elsewhere now shows in itself.
+    let links = named_and(&folders, config).filter(|path| files.is_link(path));
+    // So does a folder that has another name now: what is in it has not changed since. Nobody moves those of the root.
+    let moved = above.into_iter().filter(|path| path.components().count() > 2).filter_map(|path| {
+        let meta = files.metadata(path)?;
+        let time = sys::usec(meta.ctime(), meta.ctime_nsec());
+        (time > sys::usec(meta.mtime(), meta.mtime_nsec())).then_some(time)
     });
-    let paths = config.files.iter().map(|file| file.path.as_path()).chain(folders.clone());
-    let links = paths.flat_map(Path::ancestors).filter(|path| files.is_link(path));
-    let others = folders.filter_map(|folder| files.metadata(folder));
+    let others = folders.iter().filter_map(|folder| files.metadata(folder));
     let others = others.chain(links.filter_map(|link| files.own_metadata(link)));
-    let others = others.map(|meta| sys::usec(meta.ctime(), meta.ctime_nsec()));
+    let others = others.map(|meta| sys::usec(meta.ctime(), meta.ctime_nsec())).chain(moved);
     let now = sys::now_usec();
     changed.chain(others).filter(|time| *time <= now).max().unwrap_or_default()
+}
+
+/// Files that are read, folders that are looked through, and what is above them.
+fn named_and<'p>(
+    folders: &'p BTreeSet<PathBuf>,
+    config: &'p ConfigTree,
+) -> impl Iterator<Item = &'p Path> {
+    let paths = config.files.iter().map(|file| file.path.as_path());
+    paths.chain(folders.iter().map(PathBuf::as_path)).flat_map(Path::ancestors)
+}
+
+/// The folders in which a pattern looks for names; where a name is missing that it asks for, the last one that is
+/// there.
+fn looked_through(files: &Files, pattern: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    let mut there = vec![PathBuf::new()];
+    let is_folder = |path: &PathBuf| files.metadata(path).is_some_and(|meta| meta.is_dir());
+    for name in pattern.components().map(|name| name.as_os_str().to_owned()) {
+        let is_glob = name.to_string_lossy().contains(['*', '?', '[']);
+        let mut next = Vec::new();
+        for folder in there {
+            let path = folder.join(&name);
+            if is_glob {
+                found.push(folder.clone());
+                next.extend(files.list(&folder).into_iter().filter(is_folder));
+            } else if files.exists(&path) {
+                next.push(path);
+            } else {
+                found.push(folder);
+            }
+        }
+        there = next;
+    }
+    found
 }
 
 /// Files that the running sshd sees otherwise: in a mount namespace of its own another may lie there

@@ -11,12 +11,12 @@ use crate::sys::units::Unit;
 use crate::sys::{self, Files, process};
 
 /// Directives that decide who gets in, or what somebody who is in may do; and by what it shows that a process has it.
-const DECIDE: [(&str, Shows); 20] = [
+const DECIDE: [(&str, Shows); 23] = [
     ("BindPaths", Shows::In("mnt")),
     ("BindReadOnlyPaths", Shows::In("mnt")),
     ("CapabilityBoundingSet", Shows::Capabilities),
     ("DynamicUser", Shows::As("Uid")),
-    ("IPAddressDeny", Shows::Nowhere),
+    ("IPAddressDeny", Shows::ByItself),
     ("InaccessibleDirectories", Shows::In("mnt")),
     ("InaccessiblePaths", Shows::In("mnt")),
     ("NetworkNamespacePath", Shows::In("net")),
@@ -25,10 +25,13 @@ const DECIDE: [(&str, Shows); 20] = [
     ("PrivateNetwork", Shows::In("net")),
     ("PrivateUsers", Shows::In("user")),
     ("ProtectHome", Shows::In("mnt")),
+    ("ProtectSystem", Shows::In("mnt")),
+    ("ReadOnlyDirectories", Shows::In("mnt")),
+    ("ReadOnlyPaths", Shows::In("mnt")),
     ("RestrictSUIDSGID", Shows::As("Seccomp")),
     ("RootDirectory", Shows::In("mnt")),
     ("RootImage", Shows::In("mnt")),
-    ("SocketBindDeny", Shows::Nowhere),
+    ("SocketBindDeny", Shows::ByItself),
     ("SystemCallFilter", Shows::As("Seccomp")),
     ("TemporaryFileSystem", Shows::In("mnt")),
     ("User", Shows::As("Uid")),
@@ -43,20 +46,20 @@ enum Shows {
     As(&'static str),
     /// Capabilities that it can never have; everybody lacks some in most containers.
     Capabilities,
-    /// Not at all.
-    Nowhere,
+    /// Not at all; and it is for listeners that the process has opened itself.
+    ByItself,
 }
 
 impl Shows {
     /// Whether the process has something that the directive would give it.
-    fn in_process(self, pid: u32) -> bool {
+    fn in_process(self, pid: u32, by_itself: bool) -> bool {
         match self {
             Self::In(namespace) => process::has_own_namespace(pid, namespace),
             Self::As(field) => {
                 process::status(pid, field).is_none_or(|value| !value.starts_with('0'))
             }
             Self::Capabilities => process::lacks_capabilities(pid),
-            Self::Nowhere => true,
+            Self::ByItself => by_itself,
         }
     }
 }
@@ -74,12 +77,14 @@ pub struct Untried {
 
 /// The first such directive of a unit.
 ///
-/// `texts`: the unit's files, among others. `tried`: whether people come in by it now, each by an sshd of their own.
+/// `texts`: the unit's files, among others. `tried`: whether people come in by it now, each by an sshd of their own;
+/// `by_itself`: whether its sshd has its listeners from nobody.
 pub(super) fn untried(
     files: &Files,
     unit: &Unit,
     texts: &BTreeMap<PathBuf, ConfigFile>,
     tried: bool,
+    by_itself: bool,
 ) -> Option<Untried> {
     let mut said: BTreeMap<&str, (String, PathBuf, Shows)> = BTreeMap::new();
     let mut newest = 0;
@@ -98,7 +103,7 @@ pub(super) fn untried(
             let value = value.trim();
             // An empty list of capabilities is none of them.
             let none = value.is_empty() && key != "CapabilityBoundingSet";
-            if none || matches!(value, "no" | "false" | "off" | "0" | "read-only" | "root") {
+            if none || is_off(value) || matches!(value, "read-only" | "root") {
                 said.remove(key);
             } else {
                 said.insert(key, (format!("{key}={value}"), file.path.clone(), shows));
@@ -109,7 +114,13 @@ pub(super) fn untried(
     let runs_since = unit.is_active() && unit.main_pid > 1 && unit.started > newest;
     let mut missing = said
         .into_values()
-        .filter(|(.., shows)| !(tried || runs_since && shows.in_process(unit.main_pid)));
+        .filter(|(.., shows)| !(tried || runs_since && shows.in_process(unit.main_pid, by_itself)));
     let (directive, path, _) = missing.next()?;
     Some(Untried { unit: unit.name.clone(), directive, path })
+}
+
+/// systemd's words for no (systemd.syntax(7)).
+fn is_off(value: &str) -> bool {
+    let words = ["no", "n", "false", "f", "off", "0"];
+    words.iter().any(|word| value.eq_ignore_ascii_case(word))
 }

@@ -39,6 +39,17 @@ impl Process {
         self.unit.starts_with("harden-")
     }
 
+    /// When it was started, in microseconds since the epoch, by the clock as it is; 0 where that cannot be told.
+    pub fn since(&self) -> u64 {
+        // In clock ticks, of which every Linux has a hundred a second for programs (time(7)).
+        let uptime = fs::read_to_string("/proc/uptime").ok();
+        let uptime = uptime.and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
+        let Some(uptime) = uptime else { return 0 };
+        let age = std::time::Duration::try_from_secs_f64(uptime - self.start as f64 / 100.0);
+        let age = age.map_or(0, |age| u64::try_from(age.as_micros()).unwrap_or_default());
+        super::now_usec().saturating_sub(age)
+    }
+
     /// Reads a process; `None` where it is gone.
     pub fn read(pid: u32) -> Option<Self> {
         let Stat { name, parent, start, .. } = stat(pid)?;

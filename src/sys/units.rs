@@ -61,6 +61,10 @@ pub struct Unit {
     pub main_pid: u32,
     /// When the main process started, in microseconds since the epoch.
     pub started: u64,
+    /// When the last command of a service's last reload started (`ExecReload=`), in microseconds since the epoch; 0
+    /// where there was none.
+    #[serde(skip)]
+    pub reloaded: u64,
     /// `ExecStart=` of a service, unexpanded, the program first.
     pub exec_start: Vec<String>,
     /// Whether a service has any `ExecStartPre=`.
@@ -135,6 +139,7 @@ impl Unit {
                 .get("ExecMainStartTimestamp")
                 .and_then(|value| value.downcast_ref::<u64>().ok())
                 .unwrap_or_default(),
+            reloaded: reloaded(all).unwrap_or_default(),
             exec_start: exec_start(all).unwrap_or_default(),
             checks: all.get("ExecStartPre").is_some_and(|value| !items(value).is_empty()),
             environment_files: first_of_each(all, "EnvironmentFiles")
@@ -312,6 +317,13 @@ fn exec_start(all: &Properties) -> Option<Vec<String>> {
     let Variant::Structure(fields) = rows.into_iter().next()? else { return None };
     let Variant::Array(args) = fields.fields().get(1)? else { return None };
     Some(args.iter().filter_map(text).collect())
+}
+
+/// When the last `ExecReload` was started, `a(sasbttttuii)`.
+fn reloaded(all: &Properties) -> Option<u64> {
+    let rows = items(all.get("ExecReload")?);
+    let Variant::Structure(fields) = rows.into_iter().last()? else { return None };
+    fields.fields().get(3)?.downcast_ref::<u64>().ok()
 }
 
 /// Addresses of the stream sockets in `Listen`, `a(ss)`.

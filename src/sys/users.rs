@@ -274,26 +274,39 @@ pub fn people() -> Vec<User> {
     names.filter_map(named).collect()
 }
 
-/// Who is logged in over SSH now, and from where if that shows: each once from each place.
-pub fn logged_in() -> Vec<(User, Option<IpAddr>)> {
+/// Somebody who is logged in over SSH.
+#[derive(Debug, Clone)]
+pub struct LoggedIn {
+    /// Who.
+    pub user: User,
+    /// Where from, if that shows.
+    pub from: Option<IpAddr>,
+    /// Since when, in microseconds since the epoch: the last of several sessions.
+    pub since: u64,
+}
+
+/// Who is logged in over SSH now: each once from each place.
+pub fn logged_in() -> Vec<LoggedIn> {
     let processes: Vec<Process> = fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
         .collect();
-    let mut found: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    let mut found: BTreeMap<String, (BTreeSet<IpAddr>, u64)> = BTreeMap::new();
     for sshd in processes.iter().filter(|process| process.program.starts_with("sshd")) {
         let Some(name) = session_of(&sshd.args.join(" ")) else { continue };
         let children = processes.iter().filter(|process| process.parent == sshd.pid);
         let from = children.filter_map(Session::of).map(|session| session.client.ip()).next();
-        found.entry(name).or_default().extend(from);
+        let (places, since) = found.entry(name).or_default();
+        places.extend(from);
+        *since = sshd.since().max(*since);
     }
-    let places = |(name, from): (String, BTreeSet<IpAddr>)| {
+    let places = |(name, (from, since)): (String, (BTreeSet<IpAddr>, u64))| {
         let user = named(&name)?;
         let from = from.into_iter().map(Some);
         let from: Vec<_> = if from.len() == 0 { vec![None] } else { from.collect() };
-        Some(from.into_iter().map(move |from| (user.clone(), from)))
+        Some(from.into_iter().map(move |from| LoggedIn { user: user.clone(), from, since }))
     };
     found.into_iter().filter_map(places).flatten().collect()
 }

@@ -19,7 +19,6 @@ use crate::sshd::ConfigTree;
 use crate::step::{Expectation, Op, Step};
 use crate::sys::process::Process;
 use crate::sys::{self, Files, Image, SysError};
-use crate::verify::welcome::Shown;
 
 /// The format that is written now; older ones are read for ever.
 pub const FORMAT: u32 = 2;
@@ -89,13 +88,6 @@ pub enum Record {
         /// The sshd that does.
         listener: Process,
     },
-    /// Keys of administrators that a listener takes.
-    Takes {
-        /// Which.
-        by: Listener,
-        /// One of each administrator that it takes any of.
-        keys: Vec<Shown>,
-    },
     /// The trial is proven, and waits for the decision.
     Waiting,
     /// The decision is on disk, and the change becomes permanent.
@@ -128,16 +120,6 @@ pub enum Record {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cause: Option<String>,
     },
-}
-
-/// A listener that others take the place of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Listener {
-    /// The one from before.
-    Before,
-    /// The trial's.
-    Trial,
 }
 
 /// How a change is tried and confirmed.

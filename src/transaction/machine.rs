@@ -18,8 +18,8 @@ use crate::sys::systemd::{GONE, Start, Systemd};
 use crate::sys::transient::{self, OwnSshd};
 use crate::sys::units::Unit;
 use crate::sys::{Command, Files, Result, SysError, boot_id, sockets};
-use crate::verify::welcome::{self, Shown};
-use crate::verify::{self, Fault, logins};
+use crate::verify::logins::{self, Treated};
+use crate::verify::{self, Fault};
 
 /// systemd, files and proof, as the executor uses them.
 pub trait Machine {
@@ -78,10 +78,8 @@ pub trait Machine {
         &self,
         asked: logins::Asked,
     ) -> JoinHandle<std::result::Result<logins::Answer, Error>>;
-    /// Which keys of administrators a listener takes, one of each.
-    fn taken(&self, asked: &logins::Asked, at: &[SocketAddr]) -> Vec<Shown>;
-    /// Which of these keys a listener turns away that are where they were.
-    fn turned_away(&self, before: &Observed, at: &[SocketAddr], keys: &[Shown]) -> Vec<Shown>;
+    /// How a listener treats administrators who have keys, as against an sshd of harden's own with the same files.
+    fn compare(&self, asked: &logins::Asked, at: &[SocketAddr]) -> Vec<(String, Treated)>;
     /// Makes sure that a program runs.
     fn runs(&self, program: &Path) -> Result<()>;
     /// Starts an sshd of harden's own, or finds it running; it holds all its endpoints when this
@@ -468,12 +466,8 @@ impl Machine for RealMachine {
         logins::begin(&self.files, asked)
     }
 
-    fn taken(&self, asked: &logins::Asked, at: &[SocketAddr]) -> Vec<Shown> {
-        welcome::taken(&self.files, asked, at)
-    }
-
-    fn turned_away(&self, before: &Observed, at: &[SocketAddr], keys: &[Shown]) -> Vec<Shown> {
-        welcome::turned_away(&self.files, before, at, keys)
+    fn compare(&self, asked: &logins::Asked, at: &[SocketAddr]) -> Vec<(String, Treated)> {
+        logins::compare(&self.files, asked, at)
     }
 
     fn listen(&self, sshd: &OwnSshd) -> Result<Process> {

@@ -49,6 +49,7 @@ fn prepare(run: &mut Run) -> Result<(), String> {
     if let Some(why) = other {
         return Err(why);
     }
+    welcome::refuse_unread(run, &now)?;
     let files = run.machine.files();
     let mut paths = Vec::new();
     for (_, step) in run.trial().into_iter().chain(run.permanent()) {
@@ -74,9 +75,7 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
         tracing::warn!("{text}");
         run.note(&text);
     }
-    let asked = logins_of(run);
-    welcome::ask_before(run, &asked);
-    let logins = run.machine.log_in(asked.clone());
+    let logins = run.machine.log_in(logins_of(run));
     let steps = run.trial();
     steps::execute(run, &steps, deadline).map_err(|error| error.to_string())?;
     let listens = run.trial().into_iter().find_map(|(_, step)| match step.op {
@@ -86,7 +85,6 @@ fn try_out(run: &mut Run, deadline: Instant) -> Result<(), String> {
     let Some(endpoints) = listens else { return Ok(()) };
     let mut faults =
         run.machine.greet(&endpoints, &run.before).map_err(|error| error.to_string())?;
-    welcome::ask_trial(run, &asked);
     let lost = |_| "the logins that were tried are lost".to_owned();
     let answer = match logins.join().map_err(lost)? {
         Err(error) if by_probe(run) => return Err(error.to_string()),
@@ -128,7 +126,7 @@ fn by_probe(run: &Run) -> bool {
 }
 
 /// What a login is tried with; the one who runs harden first.
-fn logins_of(run: &Run) -> Asked {
+pub(super) fn logins_of(run: &Run) -> Asked {
     let terms = run.terms.clone();
     let operator = terms.as_ref().and_then(|terms| terms.operator.clone());
     Asked {

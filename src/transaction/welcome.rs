@@ -1,65 +1,76 @@
-//! Whose keys the listeners take: the one from before, the trial, and who takes their places.
-//!
-//! What is known of units and configurations says who gets in; this is whether they do.
+//! Whether who has a listener's place lets in whom its files let in. What is known of units says what they do; this is
+//! what comes of it.
 
-use super::journal::{Listener, Record};
+use std::net::SocketAddr;
+
 use super::run::Run;
-use crate::step::Role;
+use super::trial::logins_of;
+use crate::observe::Observed;
 use crate::sys::{Result, SysError};
-use crate::verify::logins::Asked;
-use crate::verify::welcome::Shown;
+use crate::verify::logins::{Asked, Treated};
 
-/// Asks the listener from before, where sshd runs already: asking must not start one behind a socket.
-pub(super) fn ask_before(run: &mut Run, asked: &Asked) {
-    if run.before.service.is_active() {
-        let keys = run.machine.taken(asked, &run.before.held());
-        run.record_if_possible(Record::Takes { by: Listener::Before, keys });
-    }
-}
-
-/// Asks the trial.
-pub(super) fn ask_trial(run: &mut Run, asked: &Asked) {
-    let Some(bridge) = run.bridge(Role::Trial) else { return };
-    let keys = run.machine.taken(asked, &bridge.endpoints);
-    run.record_if_possible(Record::Takes { by: Listener::Trial, keys });
-}
-
-/// Makes sure that the new owner takes the keys that the trial took.
+/// Makes sure that the sshd that runs has read its files, as far as they decide who gets in. Where none runs, none is
+/// started to ask.
 ///
 /// # Errors
-/// Where it turns any of them away.
+/// Where it lets somebody in whom its files shut out.
+pub(super) fn refuse_unread(run: &Run, now: &Observed) -> std::result::Result<(), String> {
+    // What shows by the times of its files has been judged already.
+    if !now.service.is_active() || now.is_unread() {
+        return Ok(());
+    }
+    let let_in = named(&compared(run, now, &now.held()), Treated::LetIn);
+    let service = &now.service.name;
+    if let_in.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "sshd takes a key of {let_in}, and with its files as they are it would not: it has not read them since \
+         they were changed. Undo that, or keep this session open and see that you get in after a systemctl restart \
+         {service}"
+    ))
+}
+
+/// Makes sure that the new owner takes the keys that its files have it take.
+///
+/// # Errors
+/// Where it turns anybody away.
 pub(super) fn refuse_turned_away(run: &Run) -> Result<()> {
-    let Some(bridge) = run.bridge(Role::Trial) else { return Ok(()) };
-    let keys = taken_by(run, Listener::Trial);
-    let lost = run.machine.turned_away(&run.before, &bridge.endpoints, &keys);
+    let now = run.observe().map_err(|error| SysError::new("cannot look at the host", error))?;
+    let lost = named(&compared(run, &now, &run.expect.endpoints), Treated::TurnedAway);
     if lost.is_empty() {
         return Ok(());
     }
     let owner = &run.expect.owner;
     Err(SysError::new(
-        format!("the sshd of {owner} turns away whom the trial let in"),
-        format!("it takes no key of {}; what does {owner} do to it? (systemctl cat)", names(&lost)),
+        format!("the sshd of {owner} turns away whom its files let in"),
+        format!("it takes no key of {lost}; what does {owner} do to it? (systemctl cat {owner})"),
     ))
 }
 
-/// Why the old listener is back in vain: of those whose keys it took, it lets nobody in.
+/// Why the old listener is back in vain: it lets nobody in of those whom its files let in.
 pub(super) fn lets_nobody_in(run: &Run) -> Option<String> {
-    let keys = taken_by(run, Listener::Before);
-    let lost = run.machine.turned_away(&run.before, &run.before.held(), &keys);
-    (!lost.is_empty() && lost.len() == keys.len()).then(|| {
-        format!("sshd is back where it was, and takes no key of {} any more", names(&lost))
+    let now = run.observe().ok()?;
+    let all = compared(run, &now, &run.before.held());
+    let nobody = !all.is_empty() && all.iter().all(|(_, treated)| *treated == Treated::TurnedAway);
+    nobody.then(|| {
+        let names = named(&all, Treated::TurnedAway);
+        let unit = &now.service.name;
+        format!(
+            "sshd is back where it was, and takes no key of {names}, as its files would have it: what does {unit} do \
+             to it? (systemctl cat {unit})"
+        )
     })
 }
 
-fn taken_by(run: &Run, listener: Listener) -> Vec<Shown> {
-    let taken = run.records().iter().rev().find_map(|record| match record {
-        Record::Takes { by, keys } if *by == listener => Some(keys.clone()),
-        _ => None,
-    });
-    taken.unwrap_or_default()
+fn compared(run: &Run, now: &Observed, at: &[SocketAddr]) -> Vec<(String, Treated)> {
+    let options = now.command_line.settings();
+    let asked =
+        Asked { candidate: now.config.clone(), options, before: now.clone(), ..logins_of(run) };
+    run.machine.compare(&asked, at)
 }
 
-fn names(keys: &[Shown]) -> String {
-    let names: Vec<&str> = keys.iter().map(|shown| shown.user.as_str()).collect();
-    names.join(" and ")
+fn named(all: &[(String, Treated)], wanted: Treated) -> String {
+    let names = all.iter().filter(|(_, treated)| *treated == wanted).map(|(name, _)| name.as_str());
+    names.collect::<Vec<_>>().join(" and ")
 }

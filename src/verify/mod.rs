@@ -1,7 +1,6 @@
 //! The proof: what must hold is compared with what is there, and every listener is spoken to.
 
 pub mod logins;
-pub mod welcome;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

@@ -243,7 +243,7 @@ pub(super) fn leftovers(
                     None => found.push((process.clone(), listener.serves())),
                 }
             }
-            Owner::Process(process) => return Err(other_sshd(listener, process)),
+            Owner::Process(process) => return Err(other_sshd(observed, listener, process)),
             Owner::Unit(unit)
                 if *unit != observed.service.name && *unit != observed.socket.name =>
             {
@@ -277,10 +277,17 @@ fn lost(observed: &Observed, process: &Process) -> Refusal {
     )
 }
 
-fn other_sshd(listener: &Listener, process: &Process) -> Refusal {
+fn other_sshd(observed: &Observed, listener: &Listener, process: &Process) -> Refusal {
     let at = SocketAddr::new(listener.address, listener.port);
     let Process { name, pid, unit, .. } = process;
-    let unneeded = |end: String| format!("end it first if you do not need it: {end}");
+    let name_of_ours = &observed.service.name;
+    let unneeded = |end: String| match observed.held().is_empty() {
+        false => format!("end it first if you do not need it: {end}"),
+        true => format!(
+            "it may be your only way in: have {name_of_ours} listen on another port (systemctl start \
+             {name_of_ours}), log in there, and then {end}"
+        ),
+    };
     let (place, hint) = if process.is_of_harden() {
         // Of a transaction whose journal is lost, and perhaps all that listens.
         let hint = "`harden rollback` has sshd's own unit take its place".to_owned();

@@ -22,8 +22,8 @@ use crate::sys::process::Process;
 use crate::sys::transient::OwnSshd;
 use crate::sys::units::Unit;
 use crate::sys::{Files, Image, Result, SysError};
-use crate::verify::welcome::Shown;
-use crate::verify::{self, Fault, logins};
+use crate::verify::logins::{self, Treated};
+use crate::verify::{self, Fault};
 
 pub(super) const CONFIG: &str = "/etc/ssh/sshd_config";
 pub(super) const WANTS: &str = "/etc/systemd/system/multi-user.target.wants/ssh.service";
@@ -375,14 +375,11 @@ impl Machine for Fake {
         std::thread::spawn(|| Ok(logins::Answer { faults, ..logins::Answer::default() }))
     }
 
-    fn taken(&self, _: &logins::Asked, _: &[SocketAddr]) -> Vec<Shown> {
-        vec![Shown { user: "root".to_owned(), key: "ssh-ed25519 A".to_owned() }]
-    }
-
-    fn turned_away(&self, _: &Observed, _: &[SocketAddr], keys: &[Shown]) -> Vec<Shown> {
+    fn compare(&self, _: &logins::Asked, _: &[SocketAddr]) -> Vec<(String, Treated)> {
         let left = self.turns_away.get();
         self.turns_away.set(left.saturating_sub(1));
-        if left > 0 { keys.to_vec() } else { Vec::new() }
+        let treated = if left > 0 { Treated::TurnedAway } else { Treated::Alike };
+        vec![("root".to_owned(), treated)]
     }
 
     fn runs(&self, _: &Path) -> Result<()> {

@@ -39,7 +39,7 @@ impl Door<'_> {
         forced: &[Option<String>],
         known_hosts: &Path,
     ) -> Result<Vec<Login>> {
-        let plain = self.sshd(&self.lay_out("own", &REPLACED, "")?, &REPLACED);
+        let plain = self.plain()?;
         let now = self.forced(admins)?;
         let lost = |_| SysError::new("cannot log in", "the probe is lost");
         std::thread::scope(|scope| {
@@ -55,6 +55,11 @@ impl Door<'_> {
             }
             trying.into_iter().map(|access| access.join().map_err(lost)).collect()
         })
+    }
+
+    /// The command line of an sshd with these files.
+    pub(super) fn plain(&self) -> Result<Vec<String>> {
+        Ok(self.sshd(&self.lay_out("own", &REPLACED, "")?, &REPLACED))
     }
 
     /// A session, and a look whether one of the user's own keys is taken. What does not come to an end

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use super::Asked;
-use crate::observe::Observed;
 use crate::sshd::authorized_keys::{self, KeyLine};
 use crate::sys::users::User;
 use crate::sys::{Command, Files, Result, SysError};
@@ -22,22 +21,37 @@ pub(super) struct Key {
 
 /// The keys in the user's files that open a session of the user's choice.
 pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<Key>> {
+    keys_in(files, asked, user, &places(asked, user))
+}
+
+/// These, and those where sshd looks unless it is told otherwise (sshd_config(5), AuthorizedKeysFile).
+pub(super) fn all_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<Key>> {
+    let mut places = places(asked, user);
+    let usual = user.home.join(".ssh/authorized_keys");
+    if !places.contains(&usual) {
+        places.push(usual);
+    }
+    keys_in(files, asked, user, &places)
+}
+
+fn places(asked: &Asked, user: &User) -> Vec<PathBuf> {
+    let effective = asked.before.effective.valid();
+    effective.map_or_else(Vec::new, |effective| {
+        authorized_keys::files(effective, &user.name, user.uid, &user.home)
+    })
+}
+
+fn keys_in(files: &Files, asked: &Asked, user: &User, places: &[PathBuf]) -> Result<Vec<Key>> {
+    let texts: Vec<_> = places.iter().filter_map(|place| files.read(place).ok()?).collect();
+    let lines = texts.iter().flat_map(|text| authorized_keys::keys(text, &asked.before.release));
     let mut keys = Vec::new();
-    for (number, key) in lines(files, &asked.before, user).into_iter().take(MOST).enumerate() {
+    let free = authorized_keys::free(lines, |line| line, KeyLine::is_limited);
+    for (number, key) in free.into_iter().take(MOST).enumerate() {
         let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));
         files.scratch(&path, format!("{}\n", key.line).as_bytes())?;
         keys.push(Key { algorithm: key.algorithm, path });
     }
     Ok(keys)
-}
-
-/// These keys, as they stand there.
-pub(in crate::verify) fn lines(files: &Files, host: &Observed, user: &User) -> Vec<KeyLine> {
-    let Some(effective) = host.effective.valid() else { return Vec::new() };
-    let places = authorized_keys::files(effective, &user.name, user.uid, &user.home);
-    let texts: Vec<_> = places.iter().filter_map(|place| files.read(place).ok()?).collect();
-    let lines = texts.iter().flat_map(|text| authorized_keys::keys(text, &host.release));
-    authorized_keys::free(lines, |line| line, KeyLine::is_limited)
 }
 
 impl Key {

@@ -8,13 +8,15 @@
 //! key (RFC 4252, section 7): it says whether it finds one and takes it. Only who could log in before
 //! has to be able to afterwards.
 
+mod compare;
 mod door;
-pub(super) mod keys;
+mod keys;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
+pub use self::compare::{Treated, compare};
 use self::door::Door;
 use self::keys::{Key, own_keys};
 use super::{Fault, write_known_hosts};
@@ -29,7 +31,7 @@ use crate::sys::users::{self, User};
 use crate::sys::{Files, SysError};
 
 /// Who is tried, at most, besides those whom the spec names.
-pub(super) const MOST: usize = 4;
+const MOST: usize = 4;
 /// What `sshd -T` prints of settings that decide nothing about who gets in.
 const HARMLESS: [&str; 40] = [
     "acceptenv",
@@ -181,12 +183,6 @@ fn by_address(asked: &Asked) -> Option<String> {
     // sshd has accepted both.
     let read = |tree| Reading::new(tree, asked.before.release.clone()).ok();
     let (before, after) = (read(&asked.before.config)?, read(&asked.candidate)?);
-    let by_place = |reading: &Reading, is_it: fn(&Criterion) -> bool| {
-        let lists = ["AllowUsers", "DenyUsers"].map(|list| reading.everywhere(list));
-        let patterns = lists.into_iter().flatten().flat_map(|line| &line.args);
-        let patterns = patterns.filter(|arg| arg.contains('@')).cloned();
-        patterns.chain(deciding(reading, is_it)).collect::<Vec<_>>()
-    };
     // Names mean something else where sshd looks them up, or does not any more.
     let known = if asked.before.is_unread() {
         Vec::new()
@@ -202,6 +198,14 @@ fn by_address(asked: &Asked) -> Option<String> {
     let found = deciding(&after, Criterion::asks_for_arrival).into_iter().next();
     let found = found.filter(|_| asked.moves)?;
     Some(format!("whom `{found}` means depends on where they arrive, and that changes"))
+}
+
+/// What tells people apart by where they come from, or by such a criterion.
+fn by_place(reading: &Reading, is_it: fn(&Criterion) -> bool) -> Vec<String> {
+    let lists = ["AllowUsers", "DenyUsers"].map(|list| reading.everywhere(list));
+    let patterns = lists.into_iter().flatten().flat_map(|line| &line.args);
+    let patterns = patterns.filter(|arg| arg.contains('@')).cloned();
+    patterns.chain(deciding(reading, is_it)).collect()
 }
 
 fn looks_up_names(reading: &Reading) -> bool {
@@ -352,7 +356,7 @@ fn admins(files: &Files, asked: &Asked) -> Result<Vec<Admin>, SysError> {
 }
 
 /// Administrators, those first who matter most.
-pub(super) fn who(asked: &Asked) -> Vec<User> {
+fn who(asked: &Asked) -> Vec<User> {
     let operator = asked.operator.as_deref().and_then(users::named);
     let listed = asked.admins.iter().filter_map(|name| users::named(name));
     let mut all: Vec<User> = Vec::new();
