@@ -99,12 +99,15 @@ pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
     let Some(effective) = observed.effective.valid() else { return Vec::new() };
     let options = observed.command_line.settings();
     if let Err(lost) = validate::values(&expect.settings, effective, None, &options) {
+        let keyword = [lost.keyword.clone()];
+        let option = options::parse(&options).into_iter().find(|option| option.sets_any(&keyword));
+        let winner = match option {
+            Some(option) => format!(" (`{}` on its command line wins)", option.words.join(" ")),
+            None => validate::winner(&observed.config, &lost.keyword, &observed.release),
+        };
         return vec![format!(
-            "`{} {}` is not in effect: sshd uses `{}`{}",
-            lost.keyword,
-            lost.wanted,
-            lost.actual,
-            validate::winner(&observed.config, &lost.keyword, &observed.release)
+            "`{} {}` is not in effect: sshd uses `{}`{winner}",
+            lost.keyword, lost.wanted, lost.actual,
         )];
     }
     let wanted = sshd_config::Wanted {
