@@ -149,13 +149,18 @@ pub fn login(user: &str, key: &Path, known_hosts: &Path, sshd: &[String]) -> Res
 }
 
 /// Whether sshd takes a key for `user`, of which only the public half is here: it says so before it
-/// asks for a signature (RFC 4252, section 7, `SSH_MSG_USERAUTH_PK_OK`).
+/// asks for a signature (RFC 4252, section 7, `SSH_MSG_USERAUTH_PK_OK`). `None` where it did not come to that question.
 ///
 /// # Errors
 /// As [`login`].
-pub fn is_taken(user: &str, public: &Path, known_hosts: &Path, sshd: &[String]) -> Result<bool> {
+pub fn is_taken(
+    user: &str,
+    public: &Path,
+    known_hosts: &Path,
+    sshd: &[String],
+) -> Result<Option<bool>> {
     let output = over_a_pipe(user, public, known_hosts, sshd, "DEBUG1")?;
-    Ok(output.stderr.contains("Server accepts key"))
+    Ok(read_taken(&output.stderr))
 }
 
 /// Whether a listener takes any of a user's public keys; `None` where it did not come to that question. A wildcard

@@ -95,15 +95,15 @@ fn treated(
 ) -> Treated {
     for key in keys {
         match is_taken(name, &key.path, known_hosts, own) {
-            Ok(true) => {
+            Ok(Some(true)) => {
                 let there = takes(name, std::slice::from_ref(&key.path), known_hosts, at);
                 return match there {
                     Ok(Some(false)) => Treated::TurnedAway,
                     _ => Treated::Alike,
                 };
             }
-            Ok(false) => {}
-            Err(_) => return Treated::Alike,
+            Ok(Some(false)) => {}
+            Ok(None) | Err(_) => return Treated::Alike,
         }
     }
     let shown: Vec<_> = keys.iter().take(KEYS).map(|key| key.path.clone()).collect();

@@ -66,7 +66,9 @@ impl Door<'_> {
     /// is no access.
     fn access(&self, admin: &Admin, plain: &[String], session: bool, known_hosts: &Path) -> Login {
         let name = &admin.user.name;
-        let is_taken = |key: &&Key| is_taken(name, &key.path, known_hosts, plain).unwrap_or(false);
+        let is_taken = |key: &&Key| {
+            is_taken(name, &key.path, known_hosts, plain).is_ok_and(|taken| taken == Some(true))
+        };
         let taken = admin.own.iter().find(is_taken);
         // Where none is taken, the session tells why.
         let Some(key) = taken.or(admin.own.first()) else { return Login::Refused(NONE.to_owned()) };
