@@ -43,7 +43,8 @@ pub fn candidate(
         Verdict::Unseen(why) => return Err(no_answer(&why).into()),
         Verdict::Invalid(said) => return Err(scratch.refusal(spec, plan, observed, &said)),
     };
-    values(&plan.expect.settings, &effective, Some(main), &plan.options).map_err(|lost| {
+    let lost = lost_values(&plan.expect.settings, &effective, Some(main), &plan.options);
+    if let Some(lost) = lost.into_iter().next() {
         let winner = winner(&plan.candidate, &lost.keyword, &observed.release);
         let hint = match winner.as_str() {
             "" => "sshd reads the value otherwise than it is written: write it in another way",
@@ -53,8 +54,8 @@ pub fn candidate(
         let message = format!(
             "`{keyword} {wanted}` would not take effect: sshd would use `{actual}`{winner}"
         );
-        Refusal::new("shadowed", message, hint)
-    })?;
+        return Err(Refusal::new("shadowed", message, hint).into());
+    }
     leaves_some(&plan.expect.settings, &effective)?;
     Ok(effective)
 }
@@ -245,23 +246,20 @@ pub struct Lost {
     pub actual: String,
 }
 
-/// Checks that settings are in effect.
+/// The settings that are not in effect.
 ///
 /// Where sshd prints a value differently than the spec writes it, sshd is asked a second time
 /// with the setting on its command line, where it wins over every file.
-///
-/// # Errors
-/// The first setting that is not in effect.
-pub fn values(
+pub fn lost_values(
     settings: &[(String, Vec<String>)],
     effective: &Effective,
     main: Option<&Path>,
     options: &[String],
-) -> Result<(), Lost> {
+) -> Vec<Lost> {
     let doubtful: Vec<_> =
         settings.iter().filter(|(keyword, lines)| !effective.has(keyword, lines)).collect();
     if doubtful.is_empty() {
-        return Ok(());
+        return Vec::new();
     }
     let forced = doubtful.iter().flat_map(|(keyword, lines)| {
         lines.iter().flat_map(move |line| ["-o".to_owned(), format!("{keyword}={line}")])
@@ -271,26 +269,33 @@ pub fn values(
         Verdict::Valid(reference) => reference,
         Verdict::Invalid(_) | Verdict::Unseen(_) => Effective::default(),
     };
-    match doubtful.into_iter().find(|(keyword, _)| reference.get(keyword) != effective.get(keyword))
-    {
-        None => Ok(()),
-        Some((keyword, lines)) => Err(Lost {
-            keyword: keyword.clone(),
-            wanted: lines.join("; "),
-            actual: effective.get(keyword).join("; "),
-        }),
-    }
+    let is_lost =
+        |(keyword, _): &&&(String, Vec<String>)| reference.get(keyword) != effective.get(keyword);
+    let lost = |(keyword, lines): &(String, Vec<String>)| Lost {
+        keyword: keyword.clone(),
+        wanted: lines.join("; "),
+        actual: effective.get(keyword).join("; "),
+    };
+    doubtful.iter().filter(is_lost).map(|setting| lost(setting)).collect()
 }
 
 /// The line that sshd follows for a keyword, if it is not one that harden has written.
-pub(crate) fn winner(tree: &ConfigTree, keyword: &str, release: &Release) -> String {
-    let reading = Reading::new(tree, release.clone());
-    let place = reading.ok().and_then(|reading| {
-        let globally = reading.globally().ok()?;
-        let followed = &globally.of(keyword)?.followed;
-        followed.iter().find(|place| !is_own(place.path)).map(ToString::to_string)
-    });
+fn winner(tree: &ConfigTree, keyword: &str, release: &Release) -> String {
+    let place = line_of(tree, keyword, release, |path| !is_own(path));
     place.map(|place| format!(" ({place} wins)")).unwrap_or_default()
+}
+
+/// The line in such a file that sshd follows for a keyword.
+pub(crate) fn line_of(
+    tree: &ConfigTree,
+    keyword: &str,
+    release: &Release,
+    file: impl Fn(&Path) -> bool,
+) -> Option<String> {
+    let reading = Reading::new(tree, release.clone()).ok()?;
+    let globally = reading.globally().ok()?;
+    let followed = &globally.of(keyword)?.followed;
+    followed.iter().find(|place| file(place.path)).map(ToString::to_string)
 }
 
 /// A copy of the planned files for sshd to read, in a folder that is removed again.

@@ -7,8 +7,7 @@ use crate::state::{Want, assert_state, unchanged};
 
 on_debian!(a_host_is_verified, blocks_apply_to_those_they_name);
 
-const SPEC: &str =
-    "version: 1\nssh: {port: 2222, socket: disabled, settings: {PasswordAuthentication: no}}\n";
+const SPEC: &str = "version: 1\nssh: {port: 2222, socket: disabled, settings: {PasswordAuthentication: no, MaxAuthTries: 4}}\n";
 
 const BLOCKS: &str = "version: 1\nssh:\n  settings: {AllowTcpForwarding: no}\n  match:\n\
     \x20   - {criteria: {User: [deploy, \"b*\"], Address: 192.0.2.0/24}, settings: {AllowTcpForwarding: local}}\n\
@@ -32,6 +31,22 @@ mod cases {
                 .unwrapped()
                 .contains("as the spec says: listeners, units and values are proven")
         );
+
+        // harden's own file, by hand: every value, with its line.
+        let own = "/etc/ssh/sshd_config.d/00-harden.conf";
+        let text = machine.root().read(own);
+        machine.sh(&format!("sed -i 's/^PasswordAuthentication no/PasswordAuthentication yes/; s/^MaxAuthTries 4/MaxAuthTries 9/' {own}; systemctl restart ssh.service"));
+        let drift = verify(3).unwrapped();
+        for part in [
+            "`PasswordAuthentication no` is not in effect: sshd uses `yes`",
+            "`MaxAuthTries 4` is not in effect: sshd uses `9`",
+        ] {
+            assert!(drift.contains(part), "{part}: {drift}");
+        }
+        let lines = drift.split_whitespace().collect::<String>();
+        assert_eq!(lines.matches("00-harden.conf:").count(), 2, "{drift}");
+        machine.root().write(own, &text);
+        machine.sh("systemctl restart ssh.service");
 
         // A file that is read first.
         let first = "/etc/ssh/sshd_config.d/00-a.conf";

@@ -13,7 +13,7 @@ use crate::sshd::{Effective, options};
 use crate::step::Expectation;
 use crate::sys::probe::{Answer, key_exchange};
 use crate::sys::{Command, Files, SysError};
-use crate::validate;
+use crate::validate::{self, Lost};
 
 /// Something that should hold and does not, as one sentence.
 pub type Fault = String;
@@ -98,17 +98,26 @@ pub fn state(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
 pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
     let Some(effective) = observed.effective.valid() else { return Vec::new() };
     let options = observed.command_line.settings();
-    if let Err(lost) = validate::values(&expect.settings, effective, None, &options) {
-        let keyword = [lost.keyword.clone()];
-        let option = options::parse(&options).into_iter().find(|option| option.sets_any(&keyword));
-        let winner = match option {
-            Some(option) => format!(" (`{}` on its command line wins)", option.words.join(" ")),
-            None => validate::winner(&observed.config, &lost.keyword, &observed.release),
+    let lost = validate::lost_values(&expect.settings, effective, None, &options);
+    if !lost.is_empty() {
+        let sets = |option: &options::Opt, lost: &Lost| {
+            option.sets_any(std::slice::from_ref(&lost.keyword))
         };
-        return vec![format!(
-            "`{} {}` is not in effect: sshd uses `{}`{winner}",
-            lost.keyword, lost.wanted, lost.actual,
-        )];
+        let winner = |lost: &Lost| {
+            let options = options::parse(&options);
+            if let Some(option) = options.iter().find(|option| sets(option, lost)) {
+                return format!(" (`{}` on its command line wins)", option.words.join(" "));
+            }
+            let (tree, release) = (&observed.config, &observed.release);
+            let line = validate::line_of(tree, &lost.keyword, release, |_| true);
+            line.map(|line| format!(" ({line} wins)")).unwrap_or_default()
+        };
+        let told = |lost: Lost| {
+            let winner = winner(&lost);
+            let Lost { keyword, wanted, actual } = lost;
+            format!("`{keyword} {wanted}` is not in effect: sshd uses `{actual}`{winner}")
+        };
+        return lost.into_iter().map(told).collect();
     }
     let wanted = sshd_config::Wanted {
         values: &expect.settings,
