@@ -167,6 +167,11 @@ fn passwords_stay_where_nobody_has_a_key() {
     let off = "{PasswordAuthentication: no, KbdInteractiveAuthentication: no}";
     let back = unchanged(&machine, || apply(&machine, off).code(1));
     assert!(back.unwrapped().contains("passwords would not be taken any more"), "{back:?}");
+    // Nor has anybody a key because a command might find one from now on.
+    let command = "AuthorizedKeysCommand: /bin/true, AuthorizedKeysCommandUser: nobody";
+    let off = off.replace('{', &format!("{{{command}, "));
+    let back = unchanged(&machine, || apply(&machine, &off).code(1));
+    assert!(back.unwrapped().contains("passwords would not be taken any more"), "{back:?}");
 }
 
 /// Who logs in today in a way that cannot be tried over a pipe is not taken for nobody.

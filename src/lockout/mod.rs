@@ -26,6 +26,7 @@ use crate::concern::sshd_config::own::{earlier_lines, is_own};
 use crate::error::Refusal;
 use crate::observe::{Listener, Observed, Verdict};
 use crate::plan::Plan;
+use crate::sshd::Effective;
 use crate::sshd::keywords::same;
 use crate::sshd::syntax::parse_line;
 use crate::sys::process::Session;
@@ -395,11 +396,18 @@ fn passwords(
     if !everybody.iter().any(loses) {
         return None;
     }
+    // A key that cannot be seen from here may be one where that is how people get in today.
+    let has_key = |admin: &Admin, effective: &Effective| {
+        let today = |now: &Effective| access::has_unseen_keys(now, keys);
+        access::has_key(admin, effective, keys)
+            && (!keys.accepted(admin, effective).is_empty()
+                || now.of(admin).as_ref().is_some_and(today))
+    };
     // A key of somebody who cannot become root is none for the host's sake.
     let by_key = |admin: &Admin| {
         users::becomes_root(&admin.user)
             && then.of(admin).is_some_and(|effective| {
-                access::has_key(admin, &effective, keys)
+                has_key(admin, &effective)
                     && obstacle(admin, &effective, keys).is_none_or(|found| stays_in(admin, &found))
             })
     };
