@@ -240,8 +240,8 @@ impl<'r, 'm> Way<'r, 'm> {
         let lost = before.held().into_iter().find(is_lost).filter(|_| !there.is_empty())?;
         let there: Vec<String> = there.iter().map(ToString::to_string).collect();
         Some(format!(
-            "{owner} would listen on {}, and not on {lost} any more: put Port and ListenAddress back as \
-             they were",
+            "{owner} would listen on {}, and not on {lost} any more: put Port, ListenAddress, AddressFamily and \
+             sshd's options back as they were",
             there.join(", ")
         ))
     }
