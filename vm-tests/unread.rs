@@ -198,6 +198,33 @@ fn who_gets_in_in_spite_of_a_command() {
     }
 }
 
+/// Whom the spec names, and who is in.
+#[test]
+fn who_is_listed_and_in() {
+    let machine = Machine::boot(Suite::Bookworm, |_| {});
+    let deploy = machine.session_of("deploy", V4, 22);
+    machine.root().write(OWN, "AllowUsers root\n");
+    machine.spec(
+        "version: 1\nssh: {port: 2222, socket: disabled}\nsafety: {admins: [deploy, root]}\n",
+    );
+    is_refused(&machine, &["deploy could not log in any more: not listed in AllowUsers (root)"]);
+    drop(deploy);
+}
+
+/// A list that a rollback takes back means somebody whom it has let in.
+#[test]
+fn a_list_that_goes_back() {
+    let machine = Machine::boot(Suite::Bookworm, |root| {
+        root.append("/etc/ssh/sshd_config", "AllowUsers root\n");
+    });
+    machine.sh("useradd -m -G sudo -s /bin/sh bob; cp -r /root/.ssh /home/bob/.ssh; chown -R bob: /home/bob");
+    spec(&machine, "{AllowUsers: [root, bob]}", "");
+    machine.apply().code(0);
+    machine.ssh_as("bob", 22, "true").ok();
+    machine.exec("harden rollback -y").code(0);
+    assert_state(&machine, &Want::service(22));
+}
+
 /// Files that sshd was asked to read again are read.
 #[test]
 fn after_a_reload() {

@@ -29,7 +29,7 @@ use crate::plan::Plan;
 use crate::sshd::Effective;
 use crate::sshd::keywords::same;
 use crate::sshd::syntax::parse_line;
-use crate::sys::process::Session;
+use crate::sys::process::{Process, Session};
 use crate::sys::users::{self, LoggedIn, User};
 use crate::sys::{self, Files};
 use crate::validate::Scratch;
@@ -65,8 +65,8 @@ struct Admin {
     from: Option<IpAddr>,
     /// Why they count.
     standing: Standing,
-    /// Since when they are logged in, in microseconds since the epoch; 0 where they are not.
-    since: u64,
+    /// How they are logged in, where they are.
+    logged_in: Option<(Session, Process)>,
 }
 
 /// Why an administrator counts.
@@ -85,9 +85,16 @@ impl Admin {
         self.standing == Standing::Listed
     }
 
-    /// Whether the sshd that runs has let them in since it has read its files.
+    /// Whether the sshd that runs has let them in since it has read its files, and where this session arrived too: not
+    /// a trial's, nor one of somebody's own.
     fn is_let_in(&self, before: &Observed) -> bool {
-        before.read > 0 && self.since > before.read
+        let Some((session, sshd)) = &self.logged_in else { return false };
+        let Some(running) = Process::read(before.service.main_pid) else { return false };
+        let port = session.server.port();
+        let arrived = before.held().iter().any(|at| at.port() == port);
+        // By clock ticks, which no step of the clock moves; a reload has only a time.
+        let since_start = before.read > 0 && sshd.start > running.start;
+        since_start && sshd.since() > before.read && arrived && Way::now(before).port() == port
     }
 }
 
@@ -178,8 +185,10 @@ impl<'g> Guards<'g> {
         let nobody_enters = unread && !(lets_in(&then) && lets_in(&now));
         // Who does not get in today is not the plan's to let in. By files that sshd has not read that does not show
         // of those who are in.
-        let may_enter =
-            |admin: &Admin| unread && (admin.standing == Standing::LoggedIn || nobody_enters);
+        let may_enter = |admin: &Admin| {
+            let is_in = admin.standing == Standing::LoggedIn || is_let_in(admin);
+            unread && (is_in || nobody_enters)
+        };
         let counts = |admin: &Admin, found: &Obstacle| {
             let asked_for = admin.is_listed() || is_let_in(admin) || gets_in(admin, &now, &keys);
             may_enter(admin) || asked_for && !stays_in(admin, found)
@@ -253,7 +262,12 @@ fn sorted<'a>(
 fn in_place_of(root: &Admin) -> impl Iterator<Item = Admin> {
     let others = users::administrators().into_iter().chain(users::people());
     let others = others.filter(|user| user.uid != 0 && users::becomes_root(user));
-    others.map(|user| Admin { user, from: root.from, standing: Standing::Possible, since: 0 })
+    others.map(|user| Admin {
+        user,
+        from: root.from,
+        standing: Standing::Possible,
+        logged_in: None,
+    })
 }
 
 /// Who would be shut out, and why; of root also why nobody takes root's place who could.
@@ -333,29 +347,32 @@ fn admins(listed: &[String]) -> Vec<Admin> {
         let of = |name: &String| {
             let user = users::named(name)?;
             let own = sessions.iter().filter(|session| session.user.name == *name);
-            let own: Vec<_> = own.map(|session| (session.from, session.since)).collect();
-            let own = if own.is_empty() { vec![(None, 0)] } else { own };
-            let standing = Standing::Listed;
-            let of = move |(from, since)| Admin { user: user.clone(), from, standing, since };
-            Some(own.into_iter().map(of))
+            let mut own: Vec<_> = own.map(|own| admin(own, Standing::Listed)).collect();
+            if own.is_empty() {
+                own.push(Admin { user, from: None, standing: Standing::Listed, logged_in: None });
+            }
+            Some(own)
         };
         return listed.iter().filter_map(of).flatten().collect();
     }
-    let mut admins: Vec<Admin> = sessions
-        .into_iter()
-        .map(|LoggedIn { user, from, since }| Admin {
-            user,
-            from,
-            standing: Standing::LoggedIn,
-            since,
-        })
-        .collect();
+    let mut admins: Vec<Admin> =
+        sessions.iter().map(|session| admin(session, Standing::LoggedIn)).collect();
     if !admins.iter().any(|admin| admin.user.uid == 0)
         && let Some(user) = users::named("root")
     {
-        admins.push(Admin { user, from: None, standing: Standing::Possible, since: 0 });
+        admins.push(Admin { user, from: None, standing: Standing::Possible, logged_in: None });
     }
     admins
+}
+
+fn admin(session: &LoggedIn, standing: Standing) -> Admin {
+    let LoggedIn { user, session, sshd } = session;
+    Admin {
+        user: user.clone(),
+        from: session.map(|session| session.client.ip()),
+        standing,
+        logged_in: session.map(|session| (session, sshd.clone())),
+    }
 }
 
 /// Whether a plan sets, or takes back, what decides whether passwords are taken.
@@ -387,7 +404,7 @@ fn passwords(
     let others = users::named("root").into_iter().chain(users::administrators());
     let others = others.chain(users::people());
     let standing = Standing::Possible;
-    let others = others.map(|user| Admin { user, from: None, standing, since: 0 });
+    let others = others.map(|user| Admin { user, from: None, standing, logged_in: None });
     let everybody: Vec<Admin> = admins.iter().cloned().chain(others).collect();
     let takes = |view: &View, admin: &Admin| {
         view.of(admin).is_some_and(|effective| access::takes_passwords(&effective))

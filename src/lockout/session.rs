@@ -32,7 +32,12 @@ pub(super) fn risk(
     let known = admins.iter().find(|admin| admin.user.name == name).cloned();
     let from = Some(session.client.ip());
     let admin = known.or_else(|| {
-        Some(Admin { user: users::named(&name)?, from, standing: Standing::LoggedIn, since: 0 })
+        Some(Admin {
+            user: users::named(&name)?,
+            from,
+            standing: Standing::LoggedIn,
+            logged_in: None,
+        })
     })?;
     let will_be = then;
     let (now, then) = (now.of(&admin)?, then.of(&admin)?);

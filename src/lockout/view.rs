@@ -53,6 +53,11 @@ impl Way {
         }
     }
 
+    /// The port on which they arrive.
+    pub(super) fn port(self) -> u16 {
+        self.to.port()
+    }
+
     /// As they will: where they do now, if sshd still listens there.
     pub(super) fn then(self, endpoints: &[SocketAddr]) -> Self {
         let serves = |at: &&SocketAddr| serves(&[**at], self.to.ip());

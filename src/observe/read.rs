@@ -230,10 +230,10 @@ fn untried_of(
     instance: Option<&Unit>,
 ) -> Vec<Untried> {
     let own = untried(files, service, texts, false, !socket.is_active());
-    let behind = instance.and_then(|instance| {
+    let behind = instance.into_iter().flat_map(|instance| {
         let texts = unit_files(files, [instance]);
-        let found = untried(files, instance, &texts, socket.is_active(), false)?;
-        Some(Untried { unit: template(&socket.name), ..found })
+        let found = untried(files, instance, &texts, socket.is_active(), false);
+        found.into_iter().map(|found| Untried { unit: template(&socket.name), ..found })
     });
     own.into_iter().chain(behind).collect()
 }

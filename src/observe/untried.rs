@@ -73,9 +73,12 @@ pub struct Untried {
     pub directive: String,
     /// The file in which it stands.
     pub path: PathBuf,
+    /// It is about listeners that the unit's sshd opens itself.
+    #[serde(default)]
+    pub of_listeners: bool,
 }
 
-/// The first such directive of a unit.
+/// Such directives of a unit.
 ///
 /// `texts`: the unit's files, among others. `tried`: whether people come in by it now, each by an sshd of their own;
 /// `by_itself`: whether its sshd has its listeners from nobody.
@@ -85,7 +88,7 @@ pub(super) fn untried(
     texts: &BTreeMap<PathBuf, ConfigFile>,
     tried: bool,
     by_itself: bool,
-) -> Option<Untried> {
+) -> Vec<Untried> {
     let mut said: BTreeMap<&str, (String, PathBuf, Shows)> = BTreeMap::new();
     let mut newest = 0;
     for file in
@@ -112,11 +115,16 @@ pub(super) fn untried(
     }
     // systemd reads a file when it is asked to: a start since then does not mean that it was one with it.
     let runs_since = unit.is_active() && unit.main_pid > 1 && unit.started > newest;
-    let mut missing = said
-        .into_values()
-        .filter(|(.., shows)| !(tried || runs_since && shows.in_process(unit.main_pid, by_itself)));
-    let (directive, path, _) = missing.next()?;
-    Some(Untried { unit: unit.name.clone(), directive, path })
+    let missing = said.into_iter().filter(|(_, (.., shows))| {
+        !(tried || runs_since && shows.in_process(unit.main_pid, by_itself))
+    });
+    let untried = |(_, (directive, path, shows)): (_, (String, PathBuf, Shows))| Untried {
+        unit: unit.name.clone(),
+        directive,
+        path,
+        of_listeners: matches!(shows, Shows::ByItself),
+    };
+    missing.map(untried).collect()
 }
 
 /// systemd's words for no (systemd.syntax(7)).

@@ -107,7 +107,7 @@ fn refuse_untried_since(before: &Observed, observed: &Observed) -> Result<(), Re
     }
     match observed.untried_since(before, &name) {
         None => Ok(()),
-        Some(_) => concern::units::refuse_untried(observed, &name),
+        Some(_) => concern::units::refuse_untried(observed, &name, by_socket),
     }
 }
 

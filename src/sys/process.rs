@@ -41,13 +41,21 @@ impl Process {
 
     /// When it was started, in microseconds since the epoch, by the clock as it is; 0 where that cannot be told.
     pub fn since(&self) -> u64 {
-        // In clock ticks, of which every Linux has a hundred a second for programs (time(7)).
-        let uptime = fs::read_to_string("/proc/uptime").ok();
-        let uptime = uptime.and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
-        let Some(uptime) = uptime else { return 0 };
-        let age = std::time::Duration::try_from_secs_f64(uptime - self.start as f64 / 100.0);
-        let age = age.map_or(0, |age| u64::try_from(age.as_micros()).unwrap_or_default());
-        super::now_usec().saturating_sub(age)
+        use nix::time::{ClockId, clock_gettime};
+        // In clock ticks, of which every Linux has a hundred a second for programs (time(7)). A container's
+        // /proc/uptime may be its own, and these are the host's.
+        let Ok(uptime) = clock_gettime(ClockId::CLOCK_BOOTTIME) else { return 0 };
+        let uptime = super::usec(uptime.tv_sec(), uptime.tv_nsec());
+        match uptime.checked_sub(self.start.saturating_mul(10_000)) {
+            Some(age) => super::now_usec().saturating_sub(age),
+            None => 0,
+        }
+    }
+
+    /// Whether it is of a container of its own: another namespace of processes (pid_namespaces(7)).
+    pub fn is_contained(&self) -> bool {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        of("self").is_some_and(|own| of(&self.pid.to_string()).is_some_and(|other| own != other))
     }
 
     /// Reads a process; `None` where it is gone.

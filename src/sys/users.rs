@@ -279,13 +279,13 @@ pub fn people() -> Vec<User> {
 pub struct LoggedIn {
     /// Who.
     pub user: User,
-    /// Where from, if that shows.
-    pub from: Option<IpAddr>,
-    /// Since when, in microseconds since the epoch: the last of several sessions.
-    pub since: u64,
+    /// The session, if it shows.
+    pub session: Option<Session>,
+    /// The sshd that took the connection.
+    pub sshd: Process,
 }
 
-/// Who is logged in over SSH now: each once from each place.
+/// Who is logged in over SSH now: each once from each place, by the last session.
 pub fn logged_in() -> Vec<LoggedIn> {
     let processes: Vec<Process> = fs::read_dir("/proc")
         .into_iter()
@@ -293,22 +293,29 @@ pub fn logged_in() -> Vec<LoggedIn> {
         .flatten()
         .filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
         .collect();
-    let mut found: BTreeMap<String, (BTreeSet<IpAddr>, u64)> = BTreeMap::new();
-    for sshd in processes.iter().filter(|process| process.program.starts_with("sshd")) {
-        let Some(name) = session_of(&sshd.args.join(" ")) else { continue };
+    let is_sshd = |process: &&Process| process.program.starts_with("sshd");
+    let mut found: BTreeMap<(String, Option<IpAddr>), LoggedIn> = BTreeMap::new();
+    for sshd in processes.iter().filter(is_sshd).filter(|sshd| !sshd.is_contained()) {
+        let title = session_of(&sshd.args.join(" "));
+        let Some(user) = title.as_deref().and_then(named) else { continue };
         let children = processes.iter().filter(|process| process.parent == sshd.pid);
-        let from = children.filter_map(Session::of).map(|session| session.client.ip()).next();
-        let (places, since) = found.entry(name).or_default();
-        places.extend(from);
-        *since = sshd.since().max(*since);
+        let session = children.filter_map(Session::of).next();
+        // It has begun with the connection; of everybody but root, one with fewer rights has taken over since.
+        let is_monitor = |process: &&Process| {
+            process.pid == sshd.parent && process.args.join(" ").ends_with("[priv]")
+        };
+        let sshd = processes.iter().filter(is_sshd).find(is_monitor).unwrap_or(sshd).clone();
+        let place = (user.name.clone(), session.map(|session| session.client.ip()));
+        let is_last = found.get(&place).is_none_or(|known| known.sshd.start < sshd.start);
+        if is_last {
+            found.insert(place, LoggedIn { user, session, sshd });
+        }
     }
-    let places = |(name, (from, since)): (String, (BTreeSet<IpAddr>, u64))| {
-        let user = named(&name)?;
-        let from = from.into_iter().map(Some);
-        let from: Vec<_> = if from.len() == 0 { vec![None] } else { from.collect() };
-        Some(from.into_iter().map(move |from| LoggedIn { user: user.clone(), from, since }))
-    };
-    found.into_iter().filter_map(places).flatten().collect()
+    // Where one session shows from where it is, one that does not is no other place.
+    let shows = |(name, from): &(String, Option<IpAddr>)| from.map(|_| name.clone());
+    let shown: BTreeSet<String> = found.keys().filter_map(shows).collect();
+    found.retain(|(name, from), _| from.is_some() || !shown.contains(name));
+    found.into_values().collect()
 }
 
 /// The user of a session, from the title that sshd gives the process that carries it: `sshd: ada@pts/0`,

@@ -88,6 +88,11 @@ pub enum Record {
         /// The sshd that does.
         listener: Process,
     },
+    /// Administrators whom the unit of sshd's has turned away before anything began, and its files would let in.
+    TurnedAway {
+        /// Their names.
+        users: Vec<String>,
+    },
     /// The trial is proven, and waits for the decision.
     Waiting,
     /// The decision is on disk, and the change becomes permanent.

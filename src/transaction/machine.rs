@@ -72,7 +72,11 @@ pub trait Machine {
         before: &Observed,
     ) -> std::result::Result<Vec<Fault>, Error>;
     /// Why every client would refuse the sshd that comes next, where it has other host keys than the one that runs.
-    fn other_host_key(&self, before: &Observed) -> std::result::Result<Option<Fault>, Error>;
+    fn other_host_key(
+        &self,
+        folder: &Path,
+        before: &Observed,
+    ) -> std::result::Result<Option<Fault>, Error>;
     /// Tries logins under the planned configuration, meanwhile.
     fn log_in(
         &self,
@@ -455,8 +459,12 @@ impl Machine for RealMachine {
         }
     }
 
-    fn other_host_key(&self, before: &Observed) -> std::result::Result<Option<Fault>, Error> {
-        verify::other_host_key(&self.files, before)
+    fn other_host_key(
+        &self,
+        folder: &Path,
+        before: &Observed,
+    ) -> std::result::Result<Option<Fault>, Error> {
+        verify::other_host_key(&self.files, folder, before)
     }
 
     fn log_in(

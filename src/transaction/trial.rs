@@ -45,7 +45,10 @@ fn prepare(run: &mut Run) -> Result<(), String> {
     if !moved.is_empty() {
         return Err(format!("the host has changed since the plan was made: {}", moved.join("; ")));
     }
-    let other = run.machine.other_host_key(&run.before).map_err(|error| error.to_string())?;
+    let other = run
+        .machine
+        .other_host_key(&bridge::folder(&run.id), &run.before)
+        .map_err(|error| error.to_string())?;
     if let Some(why) = other {
         return Err(why);
     }

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use super::journal::Record;
 use super::run::Run;
 use super::trial::logins_of;
 use crate::observe::Observed;
@@ -14,12 +15,18 @@ use crate::verify::logins::{Asked, Treated};
 ///
 /// # Errors
 /// Where it lets somebody in whom its files shut out.
-pub(super) fn refuse_unread(run: &Run, now: &Observed) -> std::result::Result<(), String> {
+pub(super) fn refuse_unread(run: &mut Run, now: &Observed) -> std::result::Result<(), String> {
     // What shows by the times of its files has been judged already.
     if !now.service.is_active() || now.is_unread() {
         return Ok(());
     }
-    let let_in = named(&compared(run, now, &now.held()), Treated::LetIn);
+    let all = compared(run, now, &now.held());
+    // Whom its unit has turned away all along, it may go on to.
+    let users: Vec<String> = having(&all, Treated::TurnedAway).map(str::to_owned).collect();
+    if !users.is_empty() {
+        run.record_if_possible(Record::TurnedAway { users });
+    }
+    let let_in = named(&all, Treated::LetIn);
     let service = &now.service.name;
     if let_in.is_empty() {
         return Ok(());
@@ -67,10 +74,18 @@ fn compared(run: &Run, now: &Observed, at: &[SocketAddr]) -> Vec<(String, Treate
     let options = now.command_line.settings();
     let asked =
         Asked { candidate: now.config.clone(), options, before: now.clone(), ..logins_of(run) };
-    run.machine.compare(&asked, at)
+    let mut all = run.machine.compare(&asked, at);
+    let was = |name: &String| {
+        run.has(|record| matches!(record, Record::TurnedAway { users } if users.contains(name)))
+    };
+    all.retain(|(name, treated)| *treated != Treated::Unknown && !was(name));
+    all
+}
+
+fn having(all: &[(String, Treated)], wanted: Treated) -> impl Iterator<Item = &str> {
+    all.iter().filter(move |(_, treated)| *treated == wanted).map(|(name, _)| name.as_str())
 }
 
 fn named(all: &[(String, Treated)], wanted: Treated) -> String {
-    let names = all.iter().filter(|(_, treated)| *treated == wanted).map(|(name, _)| name.as_str());
-    names.collect::<Vec<_>>().join(" and ")
+    having(all, wanted).collect::<Vec<_>>().join(" and ")
 }

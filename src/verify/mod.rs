@@ -186,13 +186,17 @@ pub fn answers(
 ///
 /// # Errors
 /// Where the probe itself cannot be run.
-pub fn other_host_key(files: &Files, observed: &Observed) -> Result<Option<Fault>, Error> {
+pub fn other_host_key(
+    files: &Files,
+    folder: &Path,
+    observed: &Observed,
+) -> Result<Option<Fault>, Error> {
     let held = observed.held();
     let Some(at) = held.iter().find(|at| at.is_ipv4()).or(held.first()) else { return Ok(None) };
     if !observed.service.is_active() {
         return Ok(None);
     }
-    let known_hosts = write_known_hosts(files, Path::new("/run/harden"), observed)?;
+    let known_hosts = write_known_hosts(files, folder, observed)?;
     let is_other = key_exchange(at.ip(), at.port(), &known_hosts)? == Answer::OtherHostKey;
     let service = &observed.service.name;
     Ok(is_other.then(|| {

@@ -83,11 +83,19 @@ pub(crate) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
 /// What a unit does to its sshd, harden's own have not: what comes of it, nobody has seen yet.
 ///
 /// `serving`: the unit whose sshd people would come in by.
-pub(crate) fn refuse_untried(observed: &Observed, serving: &str) -> Result<(), Refusal> {
-    let Some(untried) = observed.untried.iter().find(|untried| untried.unit == serving) else {
+///
+/// `by_socket`: whether that sshd has its listeners from the socket.
+pub(crate) fn refuse_untried(
+    observed: &Observed,
+    serving: &str,
+    by_socket: bool,
+) -> Result<(), Refusal> {
+    let counts = |untried: &&Untried| !(by_socket && untried.of_listeners);
+    let mut all = observed.untried.iter().filter(counts);
+    let Some(untried) = all.find(|untried| untried.unit == serving) else {
         return Ok(());
     };
-    let Untried { unit, directive, path } = untried;
+    let Untried { unit, directive, path, .. } = untried;
     Err(Refusal::new(
         "untried",
         format!(

@@ -99,7 +99,7 @@ impl Planner<'_> {
             || self.observed.stale
             || !self.listens(&service.name);
         if restart {
-            conflicts::refuse_untried(self.observed, &service.name)?;
+            conflicts::refuse_untried(self.observed, &service.name, false)?;
         }
         let why_socket = self.why_socket_goes();
         let why_service = self.why_service_starts(close, enable);
@@ -149,7 +149,7 @@ impl Planner<'_> {
         settle.reset_failed(&[service, socket]);
         let begins = rebind || self.files_change || self.observed.stale;
         if begins {
-            conflicts::refuse_untried(self.observed, &self.observed.behind_socket())?;
+            conflicts::refuse_untried(self.observed, &self.observed.behind_socket(), true)?;
         }
         let take = begins.then(|| step(Op::Start(socket.name.clone()), &why_socket));
         let reasons =

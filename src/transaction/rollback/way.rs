@@ -213,7 +213,7 @@ impl<'r, 'm> Way<'r, 'm> {
         let before = &self.run.before;
         let serving =
             if owner == before.socket.name { before.behind_socket() } else { owner.into() };
-        let Untried { unit, directive, path } = now.untried_since(before, &serving)?;
+        let Untried { unit, directive, path, .. } = now.untried_since(before, &serving)?;
         Some(format!(
             "{unit} has `{directive}` by now ({}), and no sshd has run with that: take it out there, and \
              systemctl daemon-reload",

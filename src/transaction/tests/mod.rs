@@ -277,8 +277,7 @@ fn whom_the_new_owner_turns_away_gets_in() {
     let folder = tempfile::tempdir().unwrap();
     let fake = Fake::new(folder.path());
     let ends = Ends { old: fake.state(), new: fake.state(), operations: 0 };
-    // It is asked before the trial, too.
-    fake.turns_away.set(2);
+    fake.turns_away.set(1);
     let id = begin(&fake, 2222, Confirm::Probe);
     let outcome = work(&fake, &id).unwrap().unwrap();
     let Outcome::RolledBack { cause } = &outcome else { panic!("{outcome:?}") };
@@ -288,7 +287,7 @@ fn whom_the_new_owner_turns_away_gets_in() {
 
     let folder = tempfile::tempdir().unwrap();
     let fake = Fake::new(folder.path());
-    fake.turns_away.set(3);
+    fake.turns_away.set(2);
     let id = begin(&fake, 2222, Confirm::Probe);
     let outcome = worker::work(&fake, &id).unwrap();
     assert!(matches!(outcome, Outcome::NeedsOperator { .. }), "{outcome:?}");

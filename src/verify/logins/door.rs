@@ -57,6 +57,11 @@ impl Door<'_> {
         })
     }
 
+    /// Removes what an earlier door of that name has left.
+    pub(super) fn clear(&self) -> Result<()> {
+        self.files.remove_tree(&self.asked.folder.join(format!("{}-own", self.name)))
+    }
+
     /// The command line of an sshd with these files.
     pub(super) fn plain(&self) -> Result<Vec<String>> {
         Ok(self.sshd(&self.lay_out("own", &REPLACED, "")?, &REPLACED))
