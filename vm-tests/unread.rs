@@ -211,6 +211,16 @@ fn who_is_listed_and_in() {
     drop(deploy);
 }
 
+/// A key that is for this host itself: sshd takes it over loopback, and from nowhere else.
+#[test]
+fn a_key_for_loopback_alone() {
+    let machine = Machine::boot(Suite::Trixie, |_| {});
+    machine.sh("ssh-keygen -q -t ed25519 -N '' -f own; (printf 'from=\"127.0.0.0/8\" '; cat own.pub) > .ssh/authorized_keys");
+    machine.spec(MOVE);
+    machine.exec("harden apply -y --confirm probe spec.yaml").code(0);
+    machine.ssh_as("deploy", 2222, "true").ok();
+}
+
 /// A list that a rollback takes back means somebody whom it has let in.
 #[test]
 fn a_list_that_goes_back() {

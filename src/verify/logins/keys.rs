@@ -21,17 +21,18 @@ pub(super) struct Key {
 
 /// The keys in the user's files that open a session of the user's choice.
 pub(super) fn own_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<Key>> {
-    keys_in(files, asked, user, &places(asked, user))
+    keys_in(files, asked, user, &places(asked, user), |_| true)
 }
 
-/// These, and those where sshd looks unless it is told otherwise (sshd_config(5), AuthorizedKeysFile).
+/// These, and those where sshd looks unless it is told otherwise (sshd_config(5), AuthorizedKeysFile); without those
+/// that are for some clients alone.
 pub(super) fn all_keys(files: &Files, asked: &Asked, user: &User) -> Result<Vec<Key>> {
     let mut places = places(asked, user);
     let usual = user.home.join(".ssh/authorized_keys");
     if !places.contains(&usual) {
         places.push(usual);
     }
-    keys_in(files, asked, user, &places)
+    keys_in(files, asked, user, &places, |key| key.from.is_none())
 }
 
 fn places(asked: &Asked, user: &User) -> Vec<PathBuf> {
@@ -41,12 +42,18 @@ fn places(asked: &Asked, user: &User) -> Vec<PathBuf> {
     })
 }
 
-fn keys_in(files: &Files, asked: &Asked, user: &User, places: &[PathBuf]) -> Result<Vec<Key>> {
+fn keys_in(
+    files: &Files,
+    asked: &Asked,
+    user: &User,
+    places: &[PathBuf],
+    counts: impl Fn(&KeyLine) -> bool,
+) -> Result<Vec<Key>> {
     let texts: Vec<_> = places.iter().filter_map(|place| files.read(place).ok()?).collect();
     let lines = texts.iter().flat_map(|text| authorized_keys::keys(text, &asked.before.release));
     let mut keys = Vec::new();
     let free = authorized_keys::free(lines, |line| line, KeyLine::is_limited);
-    for (number, key) in free.into_iter().take(MOST).enumerate() {
+    for (number, key) in free.into_iter().filter(counts).take(MOST).enumerate() {
         let path = asked.folder.join(format!("own-{}-{number}.pub", user.uid));
         files.scratch(&path, format!("{}\n", key.line).as_bytes())?;
         keys.push(Key { algorithm: key.algorithm, path });
