@@ -151,7 +151,7 @@ fn a_file_is_gone_that_a_pattern_found() {
     });
     machine.spec(SAME_PORT);
     machine.sh("sleep 1.1; gpasswd -d deploy sudo; rm -f /etc/sudoers.d/deploy; rm /etc/ssh/site/a/local.conf");
-    let refused = unchanged(&machine, || machine.ssh(22, "harden apply -y spec.yaml").code(1));
+    let refused = unchanged(&machine, || machine.apply().code(1));
     assert!(refused.unwrapped().contains("PermitRootLogin no"), "{refused:?}");
 }
 

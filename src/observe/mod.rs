@@ -5,6 +5,7 @@ mod ask;
 mod listeners;
 mod obstacles;
 mod read;
+mod stale;
 mod untried;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +17,10 @@ use serde::{Deserialize, Serialize};
 pub(crate) use ask::NO_FOLDER;
 pub use ask::{Ahead, ask_sshd, sshd_program};
 pub use read::{
-    check_clients, check_host, config_tree, connect, last_change, no_bus, observe, sessions_drop_in,
+    check_clients, check_host, config_tree, connect, no_bus, observe, sessions_drop_in,
 };
 
+pub use stale::last_change;
 pub use untried::Untried;
 
 use crate::sshd::algorithms::Algorithms;

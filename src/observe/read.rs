@@ -1,11 +1,11 @@
 //! Looking: files, units and the kernel's socket table, read into an [`Observed`].
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::ask::{Ahead, Said, answer, ask_sshd, sshd_program};
 use super::listeners::listeners;
+use super::stale::{is_stale, read_at};
 use super::untried::{Untried, untried};
 use super::{CommandLine, MAIN_CONFIG, NOT_TO_BE_RUN, Observed, UNIT_FOLDER, Verdict, template};
 use crate::error::{Error, Refusal};
@@ -16,9 +16,6 @@ use crate::sys::process::{self, Process};
 use crate::sys::systemd::Systemd;
 use crate::sys::units::Unit;
 use crate::sys::{self, Files, Image};
-
-/// Where sshd writes its process id unless it is told otherwise (sshd_config(5), PidFile).
-const PID_FILE: &str = "/run/sshd.pid";
 
 /// Looks at the host.
 ///
@@ -39,7 +36,8 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
     let pulled_in_by = pulled_in_by(files, systemd, &socket)?;
     let awaited = awaited(systemd, [&service, &socket])?;
     let other_program = other_program(&service);
-    let untried = untried_of(files, &unit_files, [&service, &socket], instance.as_ref());
+    let behind = instance.as_ref().map(|instance| (instance, self::unit_files(files, [instance])));
+    let untried = untried_of(files, &unit_files, [&service, &socket], behind.as_ref());
     // Options on sshd's command line are rare; where there are some, it is asked again.
     let effective = match command_line.settings().as_slice() {
         [] => answer(verdict),
@@ -74,10 +72,7 @@ pub fn observe(files: &Files, systemd: &Systemd, ahead: Ahead) -> Result<Observe
         lost_needs,
         untried,
         awaited,
-        template_files: instance
-            .as_ref()
-            .map(|unit| template_files(files, unit))
-            .unwrap_or_default(),
+        template_files: behind.map(|(_, texts)| without_own(texts)).unwrap_or_default(),
         other_program,
         per_connection: instance.as_ref().map(|instance| command_line_of(files, instance)),
         had_run_folder: had_folder,
@@ -227,15 +222,16 @@ fn untried_of(
     files: &Files,
     texts: &BTreeMap<PathBuf, ConfigFile>,
     [service, socket]: [&Unit; 2],
-    instance: Option<&Unit>,
+    behind: Option<&(&Unit, BTreeMap<PathBuf, ConfigFile>)>,
 ) -> Vec<Untried> {
-    let own = untried(files, service, texts, false, !socket.is_active());
-    let behind = instance.into_iter().flat_map(|instance| {
-        let texts = unit_files(files, [instance]);
-        let found = untried(files, instance, &texts, socket.is_active(), false);
+    let mut found = untried(files, service, texts, !socket.is_active());
+    // People come in by it now, each by an sshd of their own.
+    let behind = behind.filter(|_| !socket.is_active());
+    found.extend(behind.into_iter().flat_map(|(instance, texts)| {
+        let found = untried(files, instance, texts, false);
         found.into_iter().map(|found| Untried { unit: template(&socket.name), ..found })
-    });
-    own.into_iter().chain(behind).collect()
+    }));
+    found
 }
 
 /// Sessions of a socket with `Accept=yes`, which may outlive it, where no drop-in has them spare sshd's folder.
@@ -304,9 +300,9 @@ fn read_config(files: &Files, path: &Path, unseen: &mut Vec<String>) -> Option<C
 }
 
 /// The texts of the files of a template, without harden's own.
-fn template_files(files: &Files, instance: &Unit) -> BTreeMap<PathBuf, String> {
+fn without_own(texts: BTreeMap<PathBuf, ConfigFile>) -> BTreeMap<PathBuf, String> {
     let own = |path: &Path| path.starts_with("/run") && path.ends_with("zz-harden.conf");
-    let texts = unit_files(files, [instance]).into_iter().filter(|(path, _)| !own(path));
+    let texts = texts.into_iter().filter(|(path, _)| !own(path));
     texts.map(|(path, file)| (path, file.text)).collect()
 }
 
@@ -370,103 +366,6 @@ fn running_words(main_pid: u32) -> Vec<String> {
     let title = title.strip_prefix("sshd: ").unwrap_or(&title);
     let words = title.split(" [listener]").next().unwrap_or(title);
     options::shown(words).into_iter().skip(1).collect()
-}
-
-/// Whether a file that sshd reads changed after sshd read it.
-fn is_stale(files: &Files, config: &ConfigTree, line: &CommandLine, service: &Unit) -> bool {
-    let newest = last_change(files, config, line.file.as_ref());
-    service.is_active() && service.started > 0 && newest > read_at(files, service)
-}
-
-/// When the sshd that runs has read its files; 0 where none runs.
-fn read_at(files: &Files, service: &Unit) -> u64 {
-    if !service.is_active() || service.started == 0 {
-        return 0;
-    }
-    let by_systemd = if service.reloaded > service.started { service.reloaded } else { 0 };
-    service.started.max(by_systemd).max(reloaded(files, service))
-}
-
-/// When sshd was asked to read its files anew (sshd(8), SIGHUP), by whoever: it writes its process id again, after it
-/// has read them. In microseconds since the epoch, a second early; 0 where it was not asked.
-fn reloaded(files: &Files, service: &Unit) -> u64 {
-    let path = Path::new(PID_FILE);
-    let own = service.main_pid.to_string();
-    let is_its = |text: Vec<u8>| String::from_utf8_lossy(&text).trim() == own;
-    if !files.read(path).ok().flatten().is_some_and(is_its) {
-        return 0;
-    }
-    let written = files.metadata(path).map(|meta| sys::usec(meta.mtime(), meta.mtime_nsec()));
-    written.unwrap_or_default().saturating_sub(1_000_000)
-}
-
-/// When any file that sshd reads last changed, in microseconds since the epoch.
-///
-/// Times in the future say nothing (a clock that was set back), and must not cause a restart on
-/// every run.
-pub fn last_change(files: &Files, config: &ConfigTree, other: Option<&ConfigFile>) -> u64 {
-    let changed = config.files.iter().chain(other).filter_map(|file| {
-        let meta = files.metadata(&file.real)?;
-        Some(sys::usec(meta.ctime(), meta.ctime_nsec()))
-    });
-    // A file that was removed shows in its folder alone; one that is gone with its folder, in the one above.
-    let folders: BTreeSet<PathBuf> = config
-        .includes
-        .keys()
-        .flat_map(|pattern| looked_through(files, Path::new(pattern)))
-        .collect();
-    let named = config.files.iter().map(|file| file.path.as_path());
-    let above: BTreeSet<&Path> = named
-        .chain(config.includes.keys().map(Path::new))
-        .flat_map(|path| path.ancestors().skip(1))
-        .collect();
-    // A link that leads elsewhere now shows in itself.
-    let links = named_and(&folders, config).filter(|path| files.is_link(path));
-    // So does a folder that has another name now: what is in it has not changed since. Nobody moves those of the root.
-    let moved = above.into_iter().filter(|path| path.components().count() > 2).filter_map(|path| {
-        let meta = files.metadata(path)?;
-        let time = sys::usec(meta.ctime(), meta.ctime_nsec());
-        (time > sys::usec(meta.mtime(), meta.mtime_nsec())).then_some(time)
-    });
-    let others = folders.iter().filter_map(|folder| files.metadata(folder));
-    let others = others.chain(links.filter_map(|link| files.own_metadata(link)));
-    let others = others.map(|meta| sys::usec(meta.ctime(), meta.ctime_nsec())).chain(moved);
-    let now = sys::now_usec();
-    changed.chain(others).filter(|time| *time <= now).max().unwrap_or_default()
-}
-
-/// Files that are read, folders that are looked through, and what is above them.
-fn named_and<'p>(
-    folders: &'p BTreeSet<PathBuf>,
-    config: &'p ConfigTree,
-) -> impl Iterator<Item = &'p Path> {
-    let paths = config.files.iter().map(|file| file.path.as_path());
-    paths.chain(folders.iter().map(PathBuf::as_path)).flat_map(Path::ancestors)
-}
-
-/// The folders in which a pattern looks for names; where a name is missing that it asks for, the last one that is
-/// there.
-fn looked_through(files: &Files, pattern: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = Vec::new();
-    let mut there = vec![PathBuf::new()];
-    let is_folder = |path: &PathBuf| files.metadata(path).is_some_and(|meta| meta.is_dir());
-    for name in pattern.components().map(|name| name.as_os_str().to_owned()) {
-        let is_glob = name.to_string_lossy().contains(['*', '?', '[']);
-        let mut next = Vec::new();
-        for folder in there {
-            let path = folder.join(&name);
-            if is_glob {
-                found.push(folder.clone());
-                next.extend(files.list(&folder).into_iter().filter(is_folder));
-            } else if files.exists(&path) {
-                next.push(path);
-            } else {
-                found.push(folder);
-            }
-        }
-        there = next;
-    }
-    found
 }
 
 /// Files that the running sshd sees otherwise: in a mount namespace of its own another may lie there

@@ -80,13 +80,11 @@ pub struct Untried {
 
 /// Such directives of a unit.
 ///
-/// `texts`: the unit's files, among others. `tried`: whether people come in by it now, each by an sshd of their own;
-/// `by_itself`: whether its sshd has its listeners from nobody.
+/// `texts`: the unit's files, among others. `by_itself`: whether its sshd has its listeners from nobody.
 pub(super) fn untried(
     files: &Files,
     unit: &Unit,
     texts: &BTreeMap<PathBuf, ConfigFile>,
-    tried: bool,
     by_itself: bool,
 ) -> Vec<Untried> {
     let mut said: BTreeMap<&str, (String, PathBuf, Shows)> = BTreeMap::new();
@@ -115,9 +113,9 @@ pub(super) fn untried(
     }
     // systemd reads a file when it is asked to: a start since then does not mean that it was one with it.
     let runs_since = unit.is_active() && unit.main_pid > 1 && unit.started > newest;
-    let missing = said.into_iter().filter(|(_, (.., shows))| {
-        !(tried || runs_since && shows.in_process(unit.main_pid, by_itself))
-    });
+    let missing = said
+        .into_iter()
+        .filter(|(_, (.., shows))| !(runs_since && shows.in_process(unit.main_pid, by_itself)));
     let untried = |(_, (directive, path, shows)): (_, (String, PathBuf, Shows))| Untried {
         unit: unit.name.clone(),
         directive,

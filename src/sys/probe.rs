@@ -153,7 +153,7 @@ pub fn login(user: &str, key: &Path, known_hosts: &Path, sshd: &[String]) -> Res
 ///
 /// # Errors
 /// As [`login`].
-pub fn is_taken(
+pub fn sshd_takes(
     user: &str,
     public: &Path,
     known_hosts: &Path,
@@ -169,7 +169,7 @@ pub fn is_taken(
 ///
 /// # Errors
 /// Where the client cannot be run, or does not end within 20 seconds.
-pub fn takes(
+pub fn listener_takes(
     user: &str,
     public: &[PathBuf],
     known_hosts: &Path,

@@ -54,8 +54,7 @@ impl Process {
 
     /// Whether it is of a container of its own: another namespace of processes (pid_namespaces(7)).
     pub fn is_contained(&self) -> bool {
-        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-        of("self").is_some_and(|own| of(&self.pid.to_string()).is_some_and(|other| own != other))
+        differ(std::process::id(), self.pid, "pid") == Some(true)
     }
 
     /// Reads a process; `None` where it is gone.
@@ -230,19 +229,20 @@ fn stat(pid: u32) -> Option<Stat> {
 /// The root of a process that has a mount namespace of its own (`/proc/PID/root`); `None` where it shares
 /// this one's, or cannot be seen.
 pub fn other_root(pid: u32) -> Option<std::path::PathBuf> {
-    let mounts = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
-    let (own, other) = (mounts("self")?, mounts(&pid.to_string())?);
-    (own != other).then(|| format!("/proc/{pid}/root").into())
+    let is_other = differ(std::process::id(), pid, "mnt")?;
+    is_other.then(|| format!("/proc/{pid}/root").into())
 }
 
 /// Whether a process has a namespace of its own (namespaces(7): `mnt`, `net`, `user`), and not the init system's; also
 /// where that cannot be seen, without root.
 pub fn has_own_namespace(pid: u32, kind: &str) -> bool {
+    differ(1, pid, kind).unwrap_or_else(|| !super::is_root())
+}
+
+/// Whether two processes are in different namespaces of a kind; `None` where that cannot be seen.
+fn differ(one: u32, other: u32, kind: &str) -> Option<bool> {
     let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
-    match (of(1), of(pid)) {
-        (Some(init), Some(own)) => init != own,
-        _ => !super::is_root(),
-    }
+    Some(of(one)? != of(other)?)
 }
 
 /// A field of a process's status (proc_pid_status(5)); `None` where it cannot be read.

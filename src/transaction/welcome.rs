@@ -21,7 +21,7 @@ pub(super) fn refuse_unread(run: &mut Run, now: &Observed) -> std::result::Resul
         return Ok(());
     }
     let all = compared(run, now, &now.held());
-    // Whom its unit has turned away all along, it may go on to.
+    // Whom its unit has turned away all along is no fault of this change.
     let users: Vec<String> = having(&all, Treated::TurnedAway).map(str::to_owned).collect();
     if !users.is_empty() {
         run.record_if_possible(Record::TurnedAway { users });

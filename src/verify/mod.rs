@@ -100,24 +100,11 @@ pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
     let options = observed.command_line.settings();
     let lost = validate::lost_values(&expect.settings, effective, None, &options);
     if !lost.is_empty() {
-        let sets = |option: &options::Opt, lost: &Lost| {
-            option.sets_any(std::slice::from_ref(&lost.keyword))
-        };
-        let winner = |lost: &Lost| {
-            let options = options::parse(&options);
-            if let Some(option) = options.iter().find(|option| sets(option, lost)) {
-                return format!(" (`{}` on its command line wins)", option.words.join(" "));
-            }
-            let (tree, release) = (&observed.config, &observed.release);
-            let line = validate::line_of(tree, &lost.keyword, release, |_| true);
-            line.map(|line| format!(" ({line} wins)")).unwrap_or_default()
-        };
-        let told = |lost: Lost| {
-            let winner = winner(&lost);
-            let Lost { keyword, wanted, actual } = lost;
+        let told = |Lost { keyword, wanted, actual }: &Lost| {
+            let winner = winner(observed, keyword);
             format!("`{keyword} {wanted}` is not in effect: sshd uses `{actual}`{winner}")
         };
-        return lost.into_iter().map(told).collect();
+        return lost.iter().map(told).collect();
     }
     let wanted = sshd_config::Wanted {
         values: &expect.settings,
@@ -133,6 +120,17 @@ pub fn settings(expect: &Expectation, observed: &Observed) -> Vec<Fault> {
         )],
         Err(refusal) => vec![refusal.message],
     }
+}
+
+/// What decides about a keyword: an option on sshd's command line, else a line of a file.
+fn winner(observed: &Observed, keyword: &str) -> String {
+    let options = options::parse(&observed.command_line.settings());
+    let keywords = [keyword.to_owned()];
+    if let Some(option) = options.iter().find(|option| option.sets_any(&keywords)) {
+        return format!(" (`{}` on its command line wins)", option.words.join(" "));
+    }
+    let line = validate::line_of(&observed.config, keyword, &observed.release, |_| true);
+    line.map(|line| format!(" ({line} wins)")).unwrap_or_default()
 }
 
 /// Speaks to every expected endpoint: a complete key exchange, with a host key of this host.

@@ -82,9 +82,7 @@ pub(crate) fn refuse_blocked(observed: &Observed) -> Result<(), Refusal> {
 
 /// What a unit does to its sshd, harden's own have not: what comes of it, nobody has seen yet.
 ///
-/// `serving`: the unit whose sshd people would come in by.
-///
-/// `by_socket`: whether that sshd has its listeners from the socket.
+/// `serving`: the unit whose sshd people would come in by; `by_socket`: whether that has its listeners from the socket.
 pub(crate) fn refuse_untried(
     observed: &Observed,
     serving: &str,

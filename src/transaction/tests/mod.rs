@@ -271,7 +271,8 @@ fn who_could_not_log_in_is_not_shut_out() {
     assert_over(&fake, &id, &ends, false, "unwelcome");
 }
 
-/// The new owner answers, and takes no key that the trial took; where the old one does not either, a rescue does.
+/// The new owner answers, and takes no key that its files take; where the old one does not either, a rescue does. Whom
+/// the unit has turned away all along is no fault of a change.
 #[test]
 fn whom_the_new_owner_turns_away_gets_in() {
     let folder = tempfile::tempdir().unwrap();
@@ -293,6 +294,13 @@ fn whom_the_new_owner_turns_away_gets_in() {
     assert!(matches!(outcome, Outcome::NeedsOperator { .. }), "{outcome:?}");
     let rescue = fake.host.borrow().active.get(&bridge::unit(&id, Role::Rescue)).cloned();
     assert_eq!(rescue, Some(vec![22]), "{:?}", fake.fate.log.borrow());
+
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::new(folder.path());
+    fake.is_asked.set(true);
+    fake.turns_away.set(99);
+    let id = begin(&fake, 2222, Confirm::Probe);
+    assert_eq!(worker::work(&fake, &id).unwrap(), Outcome::Applied);
 }
 
 /// The way back fails too: nobody calls that success, and the rescue listens on the old port.

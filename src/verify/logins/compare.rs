@@ -13,7 +13,7 @@ use super::{Asked, MOST, by_place, who, write_known_hosts};
 use crate::sshd::criteria::Criterion;
 use crate::sshd::reading::Reading;
 use crate::sys::Files;
-use crate::sys::probe::{is_taken, takes};
+use crate::sys::probe::{listener_takes, sshd_takes};
 
 /// How many keys of one user are shown to a listener: it hangs up after six that it does not take (sshd_config(5),
 /// MaxAuthTries).
@@ -94,8 +94,8 @@ fn ask(
         return vec![Treated::Unknown; each.len()];
     };
     let treated = |(name, keys): &(String, Vec<Key>)| {
-        let takes = |keys: &[PathBuf]| takes(name, keys, &known_hosts, at).ok().flatten();
-        let own = |key: &Key| is_taken(name, &key.path, &known_hosts, &own).ok().flatten();
+        let takes = |keys: &[PathBuf]| listener_takes(name, keys, &known_hosts, at).ok().flatten();
+        let own = |key: &Key| sshd_takes(name, &key.path, &known_hosts, &own).ok().flatten();
         treated(keys, most, own, takes)
     };
     let treated = &treated;

@@ -9,7 +9,7 @@ use crate::sshd::criteria::test_of;
 use crate::sshd::reading::Reading;
 use crate::sshd::syntax::Directive;
 use crate::sshd::{ConfigTree, Effective, options};
-use crate::sys::probe::{Login, is_taken, login};
+use crate::sys::probe::{Login, login, sshd_takes};
 use crate::sys::{Files, Result, SysError};
 
 /// Why sshd keeps somebody out whose keys are in order otherwise.
@@ -72,7 +72,7 @@ impl Door<'_> {
     fn access(&self, admin: &Admin, plain: &[String], session: bool, known_hosts: &Path) -> Login {
         let name = &admin.user.name;
         let is_taken = |key: &&Key| {
-            is_taken(name, &key.path, known_hosts, plain).is_ok_and(|taken| taken == Some(true))
+            sshd_takes(name, &key.path, known_hosts, plain).is_ok_and(|taken| taken == Some(true))
         };
         let taken = admin.own.iter().find(is_taken);
         // Where none is taken, the session tells why.
